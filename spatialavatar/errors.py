@@ -1,0 +1,9 @@
+"""The one base exception. Its message is the line that a user reads: what, where, what was expected, what to do."""
+
+
+class SpatialAvatarError(Exception):
+    """Something that the user can put right: bad input, a missing file, artefacts that do not fit together.
+
+    The command line prints the message as one line and exits with code 2; any other exception is our fault
+    and exits with 1.
+    """

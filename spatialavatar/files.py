@@ -1,0 +1,164 @@
+"""Reading and writing files: any path may be a URL (fsspec), every write is all or nothing.
+
+On a local disk a write goes to a temporary name beside the target, is flushed, and renamed over it; on object
+stores a put is atomic by itself. A reader therefore sees the old file or the new one, never half of one.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from spatialavatar.errors import SpatialAvatarError
+
+Location = str | os.PathLike[str]
+
+
+def is_local(location: Location) -> bool:
+    text = os.fspath(location)
+    return "://" not in text or text.startswith("file://")
+
+
+def local_path(location: Location) -> Path:
+    """The local path behind a plain path or a file:// URL.
+
+    Raises SpatialAvatarError for any other URL: the caller needs a real file.
+    """
+    text = os.fspath(location)
+    if not is_local(text):
+        raise SpatialAvatarError(f"{text}: a local path is needed here; copy the file to this machine first")
+    return Path(text.removeprefix("file://"))
+
+
+def join(folder: Location, *parts: str) -> str:
+    return "/".join([os.fspath(folder).rstrip("/") or "/", *parts])
+
+
+def exists(location: Location) -> bool:
+    fs, path = fsspec.core.url_to_fs(os.fspath(location))
+    return bool(fs.exists(path))
+
+
+def is_folder(location: Location) -> bool:
+    fs, path = fsspec.core.url_to_fs(os.fspath(location))
+    return bool(fs.isdir(path))
+
+
+def list_folder(location: Location) -> list[str]:
+    """Names (not paths) in a folder, sorted; an absent folder is empty."""
+    fs, path = fsspec.core.url_to_fs(os.fspath(location))
+    if not fs.isdir(path):
+        return []
+    return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in fs.ls(path, detail=False))
+
+
+def read_bytes(location: Location) -> bytes:
+    """Raises SpatialAvatarError when there is no such file."""
+    try:
+        with fsspec.open(os.fspath(location), "rb") as f:
+            return bytes(f.read())
+    except FileNotFoundError:
+        raise SpatialAvatarError(f"{location}: no such file") from None
+    except IsADirectoryError:
+        raise SpatialAvatarError(f"{location}: is a folder, a file was expected") from None
+
+
+def write_bytes(location: Location, data: bytes) -> None:
+    """Write all of ``data`` or leave what was there. Makes parent folders."""
+    if is_local(location):
+        path = local_path(location)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as f:
+                f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+    else:
+        fs, path_on_store = fsspec.core.url_to_fs(os.fspath(location))
+        fs.makedirs(path_on_store.rsplit("/", 1)[0], exist_ok=True)
+        fs.pipe_file(path_on_store, data)
+
+
+def remove(location: Location) -> None:
+    fs, path = fsspec.core.url_to_fs(os.fspath(location))
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm(path, recursive=True)
+
+
+def read_json(location: Location) -> Any:
+    try:
+        return json.loads(read_bytes(location))
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise SpatialAvatarError(
+            f"{location}: not valid JSON ({e}); restore the file or make it anew"
+        ) from None
+
+
+def write_json(location: Location, value: Any) -> None:
+    """NaN and infinity are refused: no JSON reader is obliged to take them."""
+    write_bytes(location, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_tensors(location: Location) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Arrays and metadata of a safetensors file."""
+    data = read_bytes(location)
+    try:
+        arrays = safetensors.numpy.load(data)
+        header_size = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + header_size]).get("__metadata__", {})
+    except (SafetensorError, ValueError, KeyError) as e:
+        message = f"{location}: not a readable safetensors file ({e}); it may be truncated, make it anew"
+        raise SpatialAvatarError(message) from None
+    return arrays, metadata
+
+
+def write_tensors(
+    location: Location, arrays: dict[str, np.ndarray], metadata: dict[str, str] | None = None
+) -> None:
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    write_bytes(location, safetensors.numpy.save(contiguous, metadata=metadata))
+
+
+def content_hash(arrays: dict[str, np.ndarray], *extra: str) -> str:
+    """SHA-256 over names, types, shapes and bytes of arrays, in name order, and over further strings."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
+        digest.update(array.tobytes())
+    for text in extra:
+        digest.update(text.encode() + b"\0")
+    return digest.hexdigest()
+
+
+def claim_output_folder(folder: Location, marker: str, force: bool = False) -> None:
+    """Make ``folder`` ready to write into: it must be absent, empty, or hold ``marker`` (our own earlier result).
+
+    Raises SpatialAvatarError when it holds something else and ``force`` is not set; nothing is ever deleted here.
+    """
+    names = list_folder(folder)
+    if names and marker not in names and not force:
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        raise SpatialAvatarError(
+            f"{folder}: holds something else ({shown}); name an empty folder or add --force to write into it"
+        )
+    if is_local(folder):
+        path = local_path(folder)
+        if path.exists() and not path.is_dir():
+            raise SpatialAvatarError(f"{folder}: is a file, a folder was expected")
+        path.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,111 @@
+"""The head model file, ``*.head.safetensors``: HeadModel's arrays, with HeadInfo as JSON in the metadata.
+
+Arrays are float32 and int32. The metadata holds ``format`` ("spatialavatar-head"), ``version``, ``info`` and ``hash``
+(SHA-256 over arrays and info), which every artefact made with the head repeats.
+"""
+
+import dataclasses
+import json
+
+import numpy as np
+import torch
+
+from spatialavatar import files
+from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.head.model import ARRAYS, JOINTS, HeadInfo, HeadModel
+
+FORMAT = "spatialavatar-head"
+VERSION = 1
+SUFFIX = ".head.safetensors"
+_INTEGER = {"faces", "uv_faces", "face_chart", "face_part", "landmark_faces"}
+
+
+def write_head(path: files.Location, info: HeadInfo, arrays: dict[str, np.ndarray]) -> HeadModel:
+    """Check and write a head; returns it as read back.
+
+    ``arrays`` has HeadModel's arrays by name, in any numeric type. Raises SpatialAvatarError naming the array that does
+    not fit.
+    """
+    if set(arrays) != set(ARRAYS):
+        raise ValueError(f"arrays differ from HeadModel's: {sorted(set(arrays) ^ set(ARRAYS))}")
+    typed = {name: np.asarray(a, np.int32 if name in _INTEGER else np.float32) for name, a in arrays.items()}
+    _check(path, info, typed)
+    info_text = json.dumps(dataclasses.asdict(info), sort_keys=True)
+    digest = files.content_hash(typed, info_text)
+    metadata = {"format": FORMAT, "version": str(VERSION), "info": info_text, "hash": digest}
+    files.write_tensors(path, typed, metadata)
+    return read_head(path)
+
+
+def read_head(path: files.Location) -> HeadModel:
+    """Raises SpatialAvatarError: no such file, not a head file, newer version, damaged content."""
+    arrays, metadata = files.read_tensors(path)
+    if metadata.get("format") != FORMAT:
+        raise SpatialAvatarError(
+            f"{path}: not a head model of ours; make one with 'spatialavatar head convert' or 'head generate'"
+        )
+    if metadata.get("version") != str(VERSION):
+        raise SpatialAvatarError(
+            f"{path}: head format version {metadata.get('version')}, this program reads {VERSION}; "
+            "convert the head again"
+        )
+    missing = sorted(set(ARRAYS) - set(arrays))
+    if missing:
+        raise SpatialAvatarError(f"{path}: head file lacks {', '.join(missing)}; convert the head again")
+    if files.content_hash(arrays, metadata["info"]) != metadata.get("hash"):
+        raise SpatialAvatarError(
+            f"{path}: content does not match its own hash; the file is damaged, convert again"
+        )
+    info = HeadInfo(**json.loads(metadata["info"]))
+    _check(path, info, arrays)
+    tensors = {
+        name: torch.from_numpy(arrays[name].astype(np.int64 if name in _INTEGER else np.float32))
+        for name in ARRAYS
+    }
+    return HeadModel(info, content_hash=metadata["hash"], **tensors)
+
+
+def _check(path: files.Location, info: HeadInfo, a: dict[str, np.ndarray]) -> None:
+    v, f, u = len(a["template"]), len(a["faces"]), len(a["uv"])
+    j, landmarks = len(JOINTS), len(a["landmark_faces"])
+    s, e, p = (a[name].shape[-1] for name in ("shapedirs", "exprdirs", "posedirs"))
+    expected = {
+        "template": (v, 3),
+        "faces": (f, 3),
+        "uv": (u, 2),
+        "uv_faces": (f, 3),
+        "face_chart": (f,),
+        "face_part": (f,),
+        "shapedirs": (v, 3, s),
+        "exprdirs": (v, 3, e),
+        "posedirs": (v, 3, p),
+        "joint_regressor": (j, v),
+        "weights": (v, j),
+        "landmark_faces": (landmarks,),
+        "landmark_barycentric": (landmarks, 3),
+    }
+
+    def fail(message: str) -> None:
+        raise SpatialAvatarError(f"{path}: head model: {message}")
+
+    for name, shape in expected.items():
+        if a[name].shape != shape:
+            fail(f"{name} has shape {list(a[name].shape)}, expected {list(shape)}")
+        if a[name].dtype.kind == "f" and not np.isfinite(a[name]).all():
+            fail(f"{name} holds NaN or infinity")
+    if p not in (0, 9 * (j - 1)):
+        fail(f"posedirs has {p} correctives, expected 0 or {9 * (j - 1)}")
+    ranges = {"faces": (0, v), "uv_faces": (-1, u), "landmark_faces": (0, f)}
+    ranges["face_part"] = (0, max(1, len(info.part_names)))
+    for name, (low, high) in ranges.items():
+        if a[name].size and (a[name].min() < low or a[name].max() >= high):
+            fail(f"{name} holds {a[name].min()}..{a[name].max()}, expected {low}..{high - 1}")
+    if not np.array_equal((a["uv_faces"] < 0).any(1), a["face_chart"] < 0):
+        fail("faces without UV must have -1 in uv_faces and in face_chart alike")
+    if np.abs(a["weights"].sum(1) - 1).max() > 1e-3:
+        fail("skinning weights of a vertex do not sum to 1")
+    if info.expression_names and len(info.expression_names) != e:
+        fail(f"{len(info.expression_names)} expression names for {e} expression codes")
+    unknown = set(info.mouth_opening_codes) - set(info.expression_names)
+    if unknown:
+        fail(f"mouth-opening codes {sorted(unknown)} are not among the expression names")

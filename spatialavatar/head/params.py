@@ -1,0 +1,67 @@
+"""HeadParams: what a tracker says about a head at some instants (design.md, "The values that flow")."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class HeadParams:
+    """Parameters of a morphable head for B subjects or instants.
+
+    Rotations are axis-angle in radians, each in its parent joint's frame; lengths are metres in the head's own
+    frame (+x the subject's left, +y up, +z out of the face).
+    """
+
+    shape: Float[Tensor, "B S"]
+    expression: Float[Tensor, "B E"]
+    global_rotation: Float[Tensor, "B 3"]  # about the root joint
+    neck: Float[Tensor, "B 3"]
+    jaw: Float[Tensor, "B 3"]
+    eyes: Float[Tensor, "B 6"]  # left eye, right eye
+    translation: Float[Tensor, "B 3"]  # after the global rotation
+    static_offset: Float[Tensor, "B V 3"] | None = None  # added to the template
+
+    @staticmethod
+    def neutral(
+        batch: int,
+        shape_codes: int,
+        expression_codes: int,
+        device: Any = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> "HeadParams":
+        def zeros(n: int) -> Tensor:
+            return torch.zeros(batch, n, device=device, dtype=dtype)
+
+        return HeadParams(
+            zeros(shape_codes), zeros(expression_codes), zeros(3), zeros(3), zeros(3), zeros(6), zeros(3)
+        )
+
+    @property
+    def batch(self) -> int:
+        return self.expression.shape[0]
+
+    def map(self, function: Any) -> "HeadParams":
+        """The same value with ``function`` applied to every tensor."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return HeadParams(**{name: None if t is None else function(t) for name, t in tensors.items()})
+
+    def to(self, *args: Any, **kwargs: Any) -> "HeadParams":
+        return self.map(lambda t: t.to(*args, **kwargs))
+
+    def __getitem__(self, index: Any) -> "HeadParams":
+        """Instants by slice, list or index tensor; an int keeps the batch axis."""
+        if isinstance(index, int):
+            index = [index]
+        return self.map(lambda t: t[index])
+
+    def with_identity_of(self, other: "HeadParams") -> "HeadParams":
+        """This motion on the shape and static offset of ``other`` (its first row): cross-reenactment."""
+        shape = other.shape[:1].expand(self.batch, -1)
+        offset = other.static_offset
+        if offset is not None:
+            offset = offset[:1].expand(self.batch, -1, -1)
+        return replace(self, shape=shape, static_offset=offset)

@@ -1,0 +1,57 @@
+"""Gaussians bound to triangles (local) and placed in the world (method.md section 1)."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LocalGaussians:
+    """N Gaussians of B subjects, each in the frame of its parent triangle (lengths in units of the triangle's scale)."""
+
+    position: Float[Tensor, "B N 3"]
+    rotation: Float[Tensor, "B N 4"]  # wxyz, normalised on use
+    log_scale: Float[Tensor, "B N 3"]
+    color: Float[Tensor, "B N C"]  # the first three in [0, 1] (RGB), raw beyond
+    opacity_logit: Float[Tensor, "B N"]
+
+    @property
+    def batch(self) -> int:
+        return self.position.shape[0]
+
+    @property
+    def count(self) -> int:
+        return self.position.shape[1]
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def to(self, *args: Any, **kwargs: Any) -> "LocalGaussians":
+        return LocalGaussians(**{name: t.to(*args, **kwargs) for name, t in self.tensors().items()})
+
+    def __getitem__(self, index: Any) -> "LocalGaussians":
+        """Subjects by slice, list or index tensor; an int keeps the batch axis."""
+        if isinstance(index, int):
+            index = [index]
+        return LocalGaussians(**{name: t[index] for name, t in self.tensors().items()})
+
+
+@dataclass(frozen=True)
+class WorldGaussians:
+    """Exactly what ``gsplat.rasterization`` takes: metres, activated values."""
+
+    means: Float[Tensor, "B N 3"]
+    quats: Float[Tensor, "B N 4"]  # wxyz, need not be unit
+    scales: Float[Tensor, "B N 3"]  # standard deviations
+    colors: Float[Tensor, "B N C"]
+    opacities: Float[Tensor, "B N"]
+
+    def to(self, *args: Any, **kwargs: Any) -> "WorldGaussians":
+        return WorldGaussians(**{f.name: getattr(self, f.name).to(*args, **kwargs) for f in fields(self)})
+
+    def __getitem__(self, index: Any) -> "WorldGaussians":
+        if isinstance(index, int):
+            index = [index]
+        return WorldGaussians(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
