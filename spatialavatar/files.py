@@ -104,9 +104,7 @@ def read_json(location: Location) -> Any:
     try:
         return json.loads(read_bytes(location))
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise SpatialAvatarError(
-            f"{location}: not valid JSON ({e}); restore the file or make it anew"
-        ) from None
+        raise SpatialAvatarError(f"{location}: not valid JSON ({e}); restore the file or make it anew") from None
 
 
 def write_json(location: Location, value: Any) -> None:
@@ -127,9 +125,7 @@ def read_tensors(location: Location) -> tuple[dict[str, np.ndarray], dict[str, s
     return arrays, metadata
 
 
-def write_tensors(
-    location: Location, arrays: dict[str, np.ndarray], metadata: dict[str, str] | None = None
-) -> None:
+def write_tensors(location: Location, arrays: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     write_bytes(location, safetensors.numpy.save(contiguous, metadata=metadata))
 

@@ -53,14 +53,11 @@ def read_head(path: files.Location) -> HeadModel:
     if missing:
         raise SpatialAvatarError(f"{path}: head file lacks {', '.join(missing)}; convert the head again")
     if files.content_hash(arrays, metadata["info"]) != metadata.get("hash"):
-        raise SpatialAvatarError(
-            f"{path}: content does not match its own hash; the file is damaged, convert again"
-        )
+        raise SpatialAvatarError(f"{path}: content does not match its own hash; the file is damaged, convert again")
     info = HeadInfo(**json.loads(metadata["info"]))
     _check(path, info, arrays)
     tensors = {
-        name: torch.from_numpy(arrays[name].astype(np.int64 if name in _INTEGER else np.float32))
-        for name in ARRAYS
+        name: torch.from_numpy(arrays[name].astype(np.int64 if name in _INTEGER else np.float32)) for name in ARRAYS
     }
     return HeadModel(info, content_hash=metadata["hash"], **tensors)
 

@@ -108,9 +108,7 @@ class HeadModel(nn.Module):
         shaped, with_expression = self._shaped(params)
         joints = self._joints(shaped, with_expression)
         rotations = axis_angle_to_matrix(
-            torch.stack(
-                [params.global_rotation, params.neck, params.jaw, params.eyes[:, :3], params.eyes[:, 3:]], 1
-            )
+            torch.stack([params.global_rotation, params.neck, params.jaw, params.eyes[:, :3], params.eyes[:, 3:]], 1)
         )
         vertices = with_expression
         if self.posedirs.shape[-1]:

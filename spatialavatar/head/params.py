@@ -36,9 +36,7 @@ class HeadParams:
         def zeros(n: int) -> Tensor:
             return torch.zeros(batch, n, device=device, dtype=dtype)
 
-        return HeadParams(
-            zeros(shape_codes), zeros(expression_codes), zeros(3), zeros(3), zeros(3), zeros(6), zeros(3)
-        )
+        return HeadParams(zeros(shape_codes), zeros(expression_codes), zeros(3), zeros(3), zeros(3), zeros(6), zeros(3))
 
     @property
     def batch(self) -> int:
