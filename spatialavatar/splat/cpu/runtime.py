@@ -1,0 +1,84 @@
+"""What all CPU kernels share: the decorator that compiles them, the guard around their calls, their buffers.
+
+Import this module (or ``spatialavatar.splat``) before anything that starts OpenMP threads: it asks OpenMP to let idle
+threads sleep. Numba and torch each keep a pool of threads in the same OpenMP library; when both spin while they
+wait, an iteration that takes 50 ms takes a second on a busy machine. libgomp reads the variable once, when torch is
+imported, so programs that import torch first should set ``OMP_WAIT_POLICY=passive`` in their environment.
+
+Kernels must only be called inside ``kernel_guard()``.
+"""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+
+from spatialavatar.errors import SpatialAvatarError
+
+# OpenMP is what the kernels were measured with; every layer is safe here, because calls are serialised.
+numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]  # type: ignore[attr-defined]
+
+_one_at_a_time = threading.RLock()
+_in_forked_child = threading.Event()
+os.register_at_fork(after_in_child=_in_forked_child.set)
+
+
+@contextmanager
+def kernel_guard() -> Iterator[None]:
+    """Hold this while calling kernels: one caller at a time in a process (nested use is fine), none in a forked child.
+
+    Raises SpatialAvatarError in a process made by ``fork``: the parent's OpenMP threads do not exist there, and a
+    parallel kernel would hang or be killed.
+    """
+    if _in_forked_child.is_set():
+        raise SpatialAvatarError(
+            "the CPU splatter cannot run in a forked process: start workers with the 'spawn' method "
+            "(multiprocessing.get_context('spawn'), DataLoader(multiprocessing_context='spawn')) or with exec"
+        )
+    with _one_at_a_time:
+        yield
+
+
+def kernel(*, parallel: bool = False, fastmath: bool | set[str] = False, inline: bool = False) -> Callable[..., Any]:
+    """``numba.njit`` with an on-disk cache that notices changes in any kernel source.
+
+    Numba's own cache looks only at the file of the function itself, and silently reuses code that has inlined
+    something old from another file. ``fastmath=True`` assumes that no value is NaN or infinite; kernels that test for
+    those take ``fastmath={"contract"}``.
+    """
+
+    def compile_lazily(function: Callable[..., Any]) -> Any:
+        if inline:
+            return numba.njit(function, fastmath=fastmath, inline="always")
+        dispatcher = numba.njit(function, parallel=parallel, fastmath=fastmath, cache=True)
+        index: Any = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
+        if hasattr(index, "_source_stamp"):
+            index._source_stamp = _source_digest(Path(function.__code__.co_filename))
+        return dispatcher
+
+    return compile_lazily
+
+
+def aligned_empty(shape: int | tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
+    """An uninitialised array that starts on a cache line (64 bytes), so that rows of 16 floats never straddle two."""
+    count = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.empty(count + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + count].view(dtype).reshape(shape)
+
+
+def _source_digest(own_file: Path) -> str:
+    digest = hashlib.sha256()
+    for path in [*sorted(Path(__file__).parent.glob("*.py")), own_file]:
+        if path.is_file():
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
