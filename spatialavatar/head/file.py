@@ -62,6 +62,14 @@ def read_head(path: files.Location) -> HeadModel:
     return HeadModel(info, content_hash=metadata["hash"], **tensors)
 
 
+def is_head_file(path: files.Location) -> bool:
+    """Whether a file says that it is a head model, of whatever version."""
+    try:
+        return files.read_tensors(path)[1].get("format") == FORMAT
+    except SpatialAvatarError:
+        return False
+
+
 def _check(path: files.Location, info: HeadInfo, a: dict[str, np.ndarray]) -> None:
     v, f, u = len(a["template"]), len(a["faces"]), len(a["uv"])
     j, landmarks = len(JOINTS), len(a["landmark_faces"])

@@ -99,9 +99,16 @@ class HeadModel(nn.Module):
         )
 
     def rest_joints(self, params: HeadParams) -> Float[Tensor, "B 5 3"]:
-        """Joint positions before posing, metres."""
-        shaped, with_expression = self._shaped(params)
-        return self._joints(shaped, with_expression)
+        """Joint positions before posing, metres; without making the vertices, so that a long clip fits in memory."""
+        joints = self.joint_regressor @ self.template + torch.einsum(
+            "jv,vds,bs->bjd", self.joint_regressor, self.shapedirs, params.shape
+        )
+        if params.static_offset is not None:
+            joints = joints + self.joint_regressor @ params.static_offset
+        if self.info.joints_follow_expression:
+            moved = torch.einsum("jv,vde,be->bjd", self.joint_regressor, self.exprdirs, params.expression)
+            joints = joints + moved
+        return joints
 
     def forward(self, params: HeadParams) -> Float[Tensor, "B V 3"]:
         """Posed vertices in metres, in the frame that ``translation`` and ``global_rotation`` place the head in."""

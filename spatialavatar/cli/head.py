@@ -1,0 +1,129 @@
+"""``spatialavatar head``: make head model files and look into them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Head models: convert one of others, generate the built-in one, inspect.")
+
+Out = Annotated[str, typer.Option("--out", "-o", metavar="FILE", help="The head file to write, *.head.safetensors.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite --out even when it is not a head file.")]
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="FLAME .pkl, ICT .npz or ICT-FaceKit folder.")],
+    out: Out,
+    uv: Annotated[
+        str | None, typer.Option(metavar="OBJ|NPZ", help="FLAME only: its unwrap, head_template.obj or an npz.")
+    ] = None,
+    id: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the head, e.g. flame2020 or flame2023-open.")
+    ] = None,
+    landmarks: Annotated[
+        str | None, typer.Option(metavar="NPZ|NPY", help="FLAME only: an embedding of the 68 landmarks.")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Convert a FLAME pickle, the ICT archive or an ICT-FaceKit checkout.
+
+    \b
+    spatialavatar head convert generic_model.pkl --uv head_template.obj --out flame2020.head.safetensors
+    spatialavatar head convert flame2023_Open.pkl --uv head_template.obj --id flame2023-open --out open.head.safetensors
+    spatialavatar head convert ICT-FaceKit/ --out ict.head.safetensors
+    """
+    from spatialavatar.head.convert import convert_head
+    from spatialavatar.head.file import write_head
+
+    _claim(out, force)
+    head = write_head(out, *convert_head(source, uv=uv, id=id, landmarks=landmarks))
+    _print_written(out, head)
+
+
+@app.command()
+def generate(out: Out, force: Force = False) -> None:
+    """Make the built-in stand-in head, which needs no download.
+
+    \b
+    spatialavatar head generate --out builtin.head.safetensors
+    """
+    from spatialavatar.head.builtin import generate_head
+    from spatialavatar.head.file import write_head
+
+    _claim(out, force)
+    head = write_head(out, *generate_head())
+    _print_written(out, head)
+
+
+@app.command()
+def info(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A head file.")],
+    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Show what a head file holds, its licence and its attribution.
+
+    \b
+    spatialavatar head info ict.head.safetensors
+    """
+    from json import dumps
+
+    from spatialavatar.head.file import read_head
+
+    facts = _facts(read_head(file))
+    if json:
+        typer.echo(dumps(facts, indent=2))
+        return
+    for name, value in facts.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+        typer.echo(f"{name.replace('_', ' '):24} {shown if shown != '' else '-'}")
+
+
+def _facts(head) -> dict[str, object]:  # type: ignore[no-untyped-def]
+    from spatialavatar.head.model import JOINTS
+    from spatialavatar.head.uv_layout import build_layout
+
+    layout = build_layout(head, 256)
+    return {
+        "id": head.info.id,
+        "vertices": head.vertex_count,
+        "faces": head.faces.shape[0],
+        "faces_with_uv": int((head.uv_faces >= 0).all(1).sum()),
+        "shape_codes": head.shape_codes,
+        "expression_codes": head.expression_codes,
+        "pose_correctives": head.posedirs.shape[-1],
+        "joints": list(JOINTS),
+        "joints_follow_expression": head.info.joints_follow_expression,
+        "mouth_opening_codes": head.info.mouth_opening_codes,
+        "landmarks": head.landmark_faces.shape[0],
+        "landmark_scheme": head.info.landmark_scheme,
+        "charts": int(head.face_chart.max()) + 1,
+        "parts": head.info.part_names,
+        "texels_at_256": layout.count,
+        "layout_at_256": layout.fingerprint,
+        "licence": head.info.licence,
+        "attribution": head.info.attribution,
+        "hash": head.content_hash,
+    }
+
+
+def _print_written(out: str, head) -> None:  # type: ignore[no-untyped-def]
+    typer.echo(
+        f"{out}: {head.info.id}, {head.vertex_count} vertices, {head.shape_codes} shape and {head.expression_codes} "
+        f"expression codes, licence {head.info.licence}"
+    )
+    typer.echo(f"Artefacts made with it must say: {head.info.attribution}")
+
+
+def _claim(out: str, force: bool) -> None:
+    """Refuse to overwrite anything but an earlier head file."""
+    from spatialavatar import files
+    from spatialavatar.errors import SpatialAvatarError
+    from spatialavatar.head.file import SUFFIX, is_head_file
+
+    if not Path(out).name.endswith(SUFFIX):
+        raise SpatialAvatarError(f"--out {out}: head files are named *{SUFFIX}; name it {Path(out).name}{SUFFIX}")
+    if files.is_folder(out):
+        raise SpatialAvatarError(f"--out {out}: is a folder, a file was expected")
+    if files.exists(out) and not force and not is_head_file(out):
+        raise SpatialAvatarError(f"--out {out}: exists and is not a head file; name another, or add --force")

@@ -1,0 +1,109 @@
+"""The ICT head from a prepared archive (npz): ICT-FaceKit in metres with joints, weights and a UV atlas.
+
+Keys read: v_template, faces, uv_atlas, uv_faces, shapedirs, exprdirs, expr_names, J_regressor, lbs_weights, face_part,
+part_names, landmarks68. ``ict_checkout.py`` makes the same head from a checkout of ICT-FaceKit itself.
+"""
+
+import io
+import zipfile
+
+import numpy as np
+
+from spatialavatar import files
+from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.head.convert.charts import uv_charts
+from spatialavatar.head.model import JOINTS, HeadInfo
+
+ID = "ict-facekit"
+LICENCE = "MIT"
+ATTRIBUTION = (
+    "ICT-FaceKit (github.com/ICT-VGL/ICT-FaceKit), (c) 2020 USC Institute for Creative Technologies, MIT licence; "
+    "joints, skinning weights and UV atlas are not ICT's"
+)
+KEYS = (
+    "v_template",
+    "faces",
+    "uv_atlas",
+    "uv_faces",
+    "shapedirs",
+    "exprdirs",
+    "expr_names",
+    "J_regressor",
+    "lbs_weights",
+    "face_part",
+    "part_names",
+    "landmarks68",
+)
+
+
+def ict_info(id: str | None, part_names: list[str], expression_names: list[str]) -> HeadInfo:
+    """ICT opens the jaw by an expression and regresses its joints from the shape alone."""
+    return HeadInfo(
+        id=id or ID,
+        licence=LICENCE,
+        attribution=ATTRIBUTION,
+        joints_follow_expression=False,
+        part_names=part_names,
+        expression_names=expression_names,
+        mouth_opening_codes=[name for name in ("jawOpen",) if name in expression_names],
+        landmark_scheme="ibug68",
+    )
+
+
+def convert_ict_archive(source: files.Location, id: str | None = None) -> tuple[HeadInfo, dict[str, np.ndarray]]:
+    """Raises SpatialAvatarError: not an npz, damaged, or a key missing."""
+    archive = read_npz(source)
+    missing = [key for key in KEYS if key not in archive]
+    if missing:
+        raise SpatialAvatarError(
+            f"{source}: ICT archive lacks {', '.join(missing)}; give the archive that holds the whole head, or a "
+            "checkout of ICT-FaceKit"
+        )
+    if "joint_names" in archive and tuple(archive["joint_names"].tolist()) != JOINTS:
+        raise SpatialAvatarError(f"{source}: joints are {archive['joint_names'].tolist()}, expected {list(JOINTS)}")
+    template, faces, uv_faces = archive["v_template"], archive["faces"], archive["uv_faces"]
+    landmark_faces, landmark_barycentric = landmarks_at_vertices(faces, archive["landmarks68"])
+    arrays = {
+        "template": template,
+        "faces": faces,
+        "uv": archive["uv_atlas"],
+        "uv_faces": uv_faces,
+        "face_chart": uv_charts(uv_faces),
+        "face_part": archive["face_part"],
+        "shapedirs": archive["shapedirs"],
+        "exprdirs": archive["exprdirs"],
+        "posedirs": np.zeros((len(template), 3, 0)),
+        "joint_regressor": archive["J_regressor"],
+        "weights": archive["lbs_weights"],
+        "landmark_faces": landmark_faces,
+        "landmark_barycentric": landmark_barycentric,
+    }
+    return ict_info(id, archive["part_names"].tolist(), archive["expr_names"].tolist()), arrays
+
+
+def landmarks_at_vertices(faces: np.ndarray, vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Landmarks that are vertices, as (face [L], barycentric [L, 3]): a corner of the lowest face that has the vertex.
+
+    Raises SpatialAvatarError when a vertex belongs to no face.
+    """
+    face_of, corner_of = [], []
+    for vertex in np.asarray(vertices).ravel():
+        at = np.argwhere(faces == vertex)
+        if not len(at):
+            raise SpatialAvatarError(f"landmark vertex {vertex} belongs to no face of the head; the source is damaged")
+        face_of.append(at[0, 0])
+        corner_of.append(at[0, 1])
+    return np.array(face_of, np.int64), np.eye(3)[np.array(corner_of, np.int64)]
+
+
+def read_npz(source: files.Location) -> dict[str, np.ndarray]:
+    """Arrays of an npz, without pickled objects. Raises SpatialAvatarError when it is none or damaged."""
+    try:
+        with np.load(io.BytesIO(files.read_bytes(source)), allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except SpatialAvatarError:
+        raise
+    except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zipfile.zlib.error) as e:  # type: ignore[attr-defined]
+        raise SpatialAvatarError(
+            f"{source}: not a readable npz file ({e}); it may be truncated, copy it again"
+        ) from None
