@@ -53,7 +53,7 @@ class Lpips:
         if min(a.shape[1:3]) < LPIPS_LEAST_SIZE:
             height, width = a.shape[1:3]
             raise SpatialAvatarError(
-                f"LPIPS needs pictures of at least {LPIPS_LEAST_SIZE} x {LPIPS_LEAST_SIZE} pixels, got {width} x {height}"
+                f"LPIPS needs pictures of at least {LPIPS_LEAST_SIZE} pixels on a side, got {width} x {height}"
             )
         first, second = (picture.movedim(-1, 1) * 2 - 1 for picture in (a, b))
         distance: Tensor = self._network(first, second)

@@ -87,9 +87,7 @@ def _in_camera(gaussians: WorldGaussians, camera: Camera) -> Float[Tensor, "B N 
     return gaussians.means @ rotation.mT + translation[:, None]
 
 
-def _visible(
-    position: Float[Tensor, "B N 3"], spread: Float[Tensor, "B N 2 3"], camera: Camera
-) -> Bool[Tensor, "B N"]:
+def _visible(position: Float[Tensor, "B N 3"], spread: Float[Tensor, "B N 2 3"], camera: Camera) -> Bool[Tensor, "B N"]:
     x, y, z = position.unbind(-1)
     safe = z.clamp(min=NEAR)
     intrinsics = camera.intrinsics[..., None]

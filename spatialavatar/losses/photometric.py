@@ -14,6 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import conv2d
 
+from spatialavatar.losses.photometric_cpu import l1_and_ssim_cpu
+
 if TYPE_CHECKING:
     from spatialavatar.splat.rasterize import Rendering
 
@@ -86,6 +88,13 @@ def photometric_loss(
 
     Only the first three feature channels count. Differentiable in the rendering's features and alpha.
     """
+    features, alpha = rendering.features, rendering.alpha
+    inputs = (features, alpha, target, region, background)
+    given = (target, region, background)
+    if all(t.device.type == "cpu" and t.dtype == torch.float32 for t in inputs) and not any(
+        t.requires_grad for t in given
+    ):
+        return PhotometricTerms(*l1_and_ssim_cpu(*inputs, l1_weight, ssim_weight))
     return photometric_loss_torch(rendering, target, region, background, l1_weight=l1_weight, ssim_weight=ssim_weight)
 
 
