@@ -1,0 +1,161 @@
+"""Importer for a folder with ``params.npz``, ``images/``, ``masks/`` and optional ``roi/``.
+
+``params.npz`` holds, for T frames of one camera (OpenCV, metres, pixels from the outer corner of the first pixel):
+frame_ids [T], image_size (w, h), K [3,3] or [T,3,3], w2c [T,4,4], shape [S], expr [T,E]; optional: global_rot, neck,
+jaw, eye_left, eye_right, translation [T,3] (zero when absent), bbox [T,4], landmarks2d [T,L,2], fps. Pictures are named
+by frame id: ``images/000000.jpg`` (or .png), ``masks/000000.png``, ``roi/000000.png``; their bytes are kept.
+"""
+
+import io
+import os
+import zipfile
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spatialavatar import files
+from spatialavatar.clip.header import ClipSource, safe_identity
+from spatialavatar.clip.pictures import EncodedFrame
+from spatialavatar.clip.tracked_clip import Progress, TrackedClip
+from spatialavatar.clip.writer import write_clip
+from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.head.model import HeadModel
+from spatialavatar.head.params import HeadParams
+
+ARRAYS_FILE = "params.npz"
+_REQUIRED = ("frame_ids", "image_size", "K", "w2c", "shape", "expr")
+_OPTIONAL = ("global_rot", "neck", "jaw", "eye_left", "eye_right", "translation", "bbox", "landmarks2d", "fps")
+
+
+def is_npz_folder(folder: files.Location) -> bool:
+    return {ARRAYS_FILE, "images"} <= set(files.list_folder(folder))
+
+
+def import_npz(
+    source: files.Location,
+    head: HeadModel,
+    out: files.Location,
+    *,
+    test_last: int = 0,
+    test_from: int | None = None,
+    identity: str | None = None,  # the folder's name when not given
+    licence: str | None = None,
+    fps: float = 25.0,  # when the file does not say
+    progress: Progress | None = None,
+    force: bool = False,
+) -> TrackedClip:
+    """Import such a folder. Raises SpatialAvatarError naming the array or picture that is missing or does not fit."""
+    folder = os.fspath(source).rstrip("/")
+    if (
+        files.is_local(folder)
+        and files.is_local(out)
+        and files.local_path(out).resolve() == files.local_path(folder).resolve()
+    ):
+        raise SpatialAvatarError(f"{out}: is the source folder; name another output folder")
+    location = files.join(folder, ARRAYS_FILE)
+    arrays = _read(location)
+    t = arrays["frame_ids"].shape[0]
+    _check_shapes(location, arrays, head)
+
+    def tensor(name: str, width: int) -> Tensor:
+        return torch.from_numpy(arrays[name]) if name in arrays else torch.zeros(t, width)
+
+    params = HeadParams(
+        shape=torch.from_numpy(arrays["shape"]).expand(t, -1),
+        expression=torch.from_numpy(arrays["expr"]),
+        global_rotation=tensor("global_rot", 3),
+        neck=tensor("neck", 3),
+        jaw=tensor("jaw", 3),
+        eyes=torch.cat([tensor("eye_left", 3), tensor("eye_right", 3)], -1),
+        translation=tensor("translation", 3),
+    )
+    if test_last:
+        if test_from is not None or not 0 < test_last < t:
+            raise SpatialAvatarError(
+                f"{folder}: --test-last {test_last} does not fit, expected 1..{t - 1}: {t} instants"
+            )
+        test_from = t - test_last
+    intrinsics = torch.from_numpy(arrays["K"]).expand(t, 3, 3)[:, None]
+    frame_ids = [int(i) for i in arrays["frame_ids"]]
+    listed = {picture: set(files.list_folder(files.join(folder, picture))) for picture in ("images", "masks", "roi")}
+    ending = "jpg" if f"{frame_ids[0]:06d}.jpg" in listed["images"] else "png"
+
+    def read_frame(instant: int, camera: int) -> EncodedFrame:
+        def read(picture: str, ending: str) -> bytes | None:
+            name = f"{frame_ids[instant]:06d}.{ending}"
+            return files.read_bytes(files.join(folder, picture, name)) if listed[picture] else None
+
+        image = read("images", ending)
+        assert image is not None
+        return EncodedFrame(image, read("masks", "png"), read("roi", "png"))
+
+    return write_clip(
+        out,
+        identity=identity or safe_identity(folder.rsplit("/", 1)[-1]),
+        head=head,
+        params=params,
+        world_to_camera=torch.from_numpy(arrays["w2c"])[:, None],
+        intrinsics=intrinsics,
+        width=int(arrays["image_size"][0]),
+        height=int(arrays["image_size"][1]),
+        fps=float(arrays["fps"]) if "fps" in arrays else fps,
+        frames=read_frame,
+        matte_kind="alpha" if listed["masks"] else "none",
+        has_region=bool(listed["roi"]),
+        face_box=torch.from_numpy(arrays["bbox"])[:, None] if "bbox" in arrays else None,
+        landmarks=torch.from_numpy(arrays["landmarks2d"])[:, None] if "landmarks2d" in arrays else None,
+        test_from=test_from,
+        source=ClipSource("npz", f"imported from a folder with {ARRAYS_FILE}", licence or "not stated"),
+        image_format="jpg" if ending == "jpg" else "png",
+        progress=progress,
+        force=force,
+    )
+
+
+def _read(location: str) -> dict[str, np.ndarray]:
+    data = files.read_bytes(location)
+    arrays: dict[str, np.ndarray] = {}
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            for name in (*_REQUIRED, *_OPTIONAL):
+                if name in archive.files:
+                    array = archive[name]
+                    if array.dtype.kind not in "iuf":
+                        raise SpatialAvatarError(f"{location}: {name} is {array.dtype}, expected numbers")
+                    arrays[name] = array.astype(np.int64 if name in ("frame_ids", "image_size") else np.float32)
+    except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as e:
+        raise SpatialAvatarError(f"{location}: not a readable npz archive of plain arrays ({e})") from None
+    missing = [name for name in _REQUIRED if name not in arrays]
+    if missing:
+        raise SpatialAvatarError(f"{location}: lacks {', '.join(missing)}; expected {', '.join(_REQUIRED)}")
+    if arrays["frame_ids"].ndim != 1 or not len(arrays["frame_ids"]):
+        raise SpatialAvatarError(f"{location}: frame_ids must be a list of frame numbers")
+    if arrays["frame_ids"].min() < 0 or arrays["frame_ids"].max() > 999999:
+        raise SpatialAvatarError(f"{location}: frame_ids must lie in 0..999999")
+    return arrays
+
+
+def _check_shapes(location: str, arrays: dict[str, np.ndarray], head: HeadModel) -> None:
+    t, s, e = len(arrays["frame_ids"]), head.shape_codes, head.expression_codes
+    three = {key: [(t, 3)] for key in ("global_rot", "neck", "jaw", "eye_left", "eye_right", "translation")}
+    expected: dict[str, list[tuple[Any, ...]]] = {
+        "image_size": [(2,)],
+        "K": [(3, 3), (t, 3, 3)],
+        "w2c": [(t, 4, 4)],
+        "shape": [(s,)],
+        "expr": [(t, e)],
+        **three,
+        "bbox": [(t, 4)],
+        "fps": [()],
+    }
+    if "landmarks2d" in arrays:
+        expected["landmarks2d"] = [(t, *arrays["landmarks2d"].shape[1:2], 2)]
+    for name, shapes in expected.items():
+        if name in arrays and arrays[name].shape not in shapes:
+            shown = " or ".join(str(list(shape)) for shape in shapes)
+            raise SpatialAvatarError(
+                f"{location}: {name} has shape {list(arrays[name].shape)}, expected {shown} "
+                f"({t} frames; head '{head.info.id}' has {s} shape and {e} expression codes)"
+            )

@@ -1,0 +1,229 @@
+"""Checking a whole clip: every fault with its file, frame and field.
+
+``open_clip`` stops at the first fault of header and arrays; this goes on, decodes every picture, and looks whether the
+cameras see the head.
+"""
+
+import re
+
+import numpy as np
+import torch
+
+from spatialavatar import files
+from spatialavatar.clip.arrays import check_arrays, read_arrays
+from spatialavatar.clip.header import (
+    HEADER_FILE,
+    PARAMS_FILE,
+    ClipHeader,
+    Fault,
+    FrameIndex,
+    Picture,
+    check_header,
+    read_header_json,
+)
+from spatialavatar.clip.pictures import decode, encoded_size
+from spatialavatar.clip.tracked_clip import Progress, clip_folder
+from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.head.model import HeadModel
+from spatialavatar.head.params import HeadParams
+from spatialavatar.splat.camera import Camera
+
+OUTSIDE_SHARE = 0.5  # a face with more of its box or landmarks than this outside the image is out of frame
+LANDMARK_ERROR = 0.1  # of the image's longer side: the mean distance at which tracked and projected points disagree
+
+
+def validate_clip(
+    folder: files.Location, head: HeadModel | None = None, progress: Progress | None = None
+) -> list[Fault]:
+    """Every fault of a clip, in the order header, arrays, geometry, pictures; empty when the clip is sound.
+
+    With ``head`` also: hash and code counts, vertex counts, and where the posed head's landmarks fall.
+    Raises SpatialAvatarError only where there is no clip at all.
+    """
+    text = clip_folder(folder)
+    faults, header = check_header(read_header_json(text))
+    if header is None:
+        return faults
+    if head is not None:
+        faults += _check_head(header, head)
+
+    arrays: dict[str, np.ndarray] = {}
+    try:
+        arrays = read_arrays(text)
+    except SpatialAvatarError as e:
+        faults.append(Fault(PARAMS_FILE, None, "file", str(e).removeprefix(files.join(text, PARAMS_FILE) + ": ")))
+    else:
+        faults += check_arrays(header, arrays)
+        faults += check_geometry(header, _sound(header, arrays), head)
+    faults += _check_pictures(text, header, progress)
+    return faults
+
+
+def check_geometry(header: ClipHeader, arrays: dict[str, np.ndarray], head: HeadModel | None) -> list[Fault]:
+    """Cameras that do not see the head, boxes and landmarks outside the image. ``arrays`` without faulty ones."""
+    faults: list[Fault] = []
+    if "face_box" in arrays:
+        faults += _check_boxes_inside(header, arrays["face_box"].astype(np.float64))
+    if "world_to_camera" not in arrays or "intrinsics" not in arrays:
+        return faults
+    points = _head_points(header, arrays, head)
+    if points is None:
+        return faults
+    what = "the head's origin" if points.shape[1] == 1 else "the head"
+    size = torch.tensor([header.width, header.height], dtype=torch.float32)
+    for c in range(header.cameras):
+        camera = Camera(
+            torch.from_numpy(arrays["world_to_camera"][:, c]),
+            torch.from_numpy(arrays["intrinsics"][:, c]),
+            header.width,
+            header.height,
+        )
+        pixels, depth = camera.project(points)
+        behind = (depth <= 0).any(-1)
+        outside = ((pixels < 0) | (pixels > size)).any(-1).float().mean(-1)
+        if "landmarks" in arrays and arrays["landmarks"].shape[2] == points.shape[1] > 1:
+            tracked = torch.from_numpy(arrays["landmarks"][:, c])
+            error = (pixels - tracked).norm(dim=-1).nanmean(-1)
+        else:
+            error = torch.zeros(header.instants)
+        for t in range(header.instants):
+            frame = FrameIndex(t, c)
+            if behind[t]:
+                message = f"looks away: {what} lies behind the camera (OpenCV: z forward, world to camera)"
+                faults.append(Fault(PARAMS_FILE, frame, "world_to_camera", message))
+            elif outside[t] > OUTSIDE_SHARE:
+                x, y = pixels[t].mean(0).tolist()
+                message = f"{what} falls outside the {header.width} x {header.height} image, at ({x:.0f}, {y:.0f})"
+                faults.append(Fault(PARAMS_FILE, frame, "world_to_camera", message))
+            elif error[t] > LANDMARK_ERROR * size.max():
+                message = (
+                    f"lie {error[t]:.0f} pixels from the posed head's landmarks on average; another head or camera?"
+                )
+                faults.append(Fault(PARAMS_FILE, frame, "landmarks", message))
+    return faults
+
+
+def _check_head(header: ClipHeader, head: HeadModel) -> list[Fault]:
+    faults = []
+    for field, found, expected in (
+        ("shape_codes", header.shape_codes, head.shape_codes),
+        ("expression_codes", header.expression_codes, head.expression_codes),
+    ):
+        if found != expected:
+            faults.append(Fault(HEADER_FILE, None, field, f"is {found}, head '{head.info.id}' has {expected}"))
+    if header.head.hash != head.content_hash:
+        message = (
+            f"the clip was tracked with '{header.head.id}' ({header.head.hash[:12]}), "
+            f"the head given is '{head.info.id}' ({head.content_hash[:12]})"
+        )
+        faults.append(Fault(HEADER_FILE, None, "head.hash", message))
+    return faults
+
+
+def _sound(header: ClipHeader, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of which check_arrays found no fault: geometry is not looked at through broken numbers."""
+    faulty = {fault.field for fault in check_arrays(header, arrays)}
+    return {name: array for name, array in arrays.items() if name not in faulty}
+
+
+def _head_points(header: ClipHeader, arrays: dict[str, np.ndarray], head: HeadModel | None) -> torch.Tensor | None:
+    """[T P 3]: the posed landmarks when the head fits, else the head's origin (moved by the translation)."""
+    names = ("shape", "expression", "global_rotation", "neck", "jaw", "eyes", "translation")
+    if head is None or not len(head.landmark_faces) or not set(names) <= set(arrays):
+        return torch.from_numpy(arrays["translation"])[:, None] if "translation" in arrays else None
+    if (header.shape_codes, header.expression_codes) != (head.shape_codes, head.expression_codes):
+        return torch.from_numpy(arrays["translation"])[:, None]
+    points = []
+    with torch.no_grad():
+        for start in range(0, header.instants, 16):
+            rows = {name: torch.from_numpy(arrays[name])[start : start + 16] for name in names[1:]}
+            count = len(rows["expression"])
+            offset = arrays.get("static_offset")
+            fits = offset is not None and len(offset) == head.vertex_count
+            params = HeadParams(
+                shape=torch.from_numpy(arrays["shape"]).expand(count, -1),
+                static_offset=torch.from_numpy(offset).expand(count, -1, -1) if fits else None,
+                **rows,
+            )
+            points.append(head.landmarks(head(params)))
+    return torch.cat(points)
+
+
+def _check_boxes_inside(header: ClipHeader, boxes: np.ndarray) -> list[Fault]:
+    limit = np.array([header.width, header.height] * 2, np.float64)
+    clipped = np.clip(boxes, 0, limit)
+
+    def area(b: np.ndarray) -> np.ndarray:
+        return (b[..., 2] - b[..., 0]).clip(0) * (b[..., 3] - b[..., 1]).clip(0)
+
+    outside = 1 - area(clipped) / area(boxes).clip(1e-9)
+    return [
+        Fault(
+            PARAMS_FILE,
+            FrameIndex(int(t), int(c)),
+            "face_box",
+            f"face out of frame: {outside[t, c]:.0%} of the box is outside the {header.width} x {header.height} image",
+        )
+        for t, c in np.argwhere(outside > OUTSIDE_SHARE)
+    ]
+
+
+def _check_pictures(folder: str, header: ClipHeader, progress: Progress | None) -> list[Fault]:
+    faults: list[Fault] = []
+    pictures: tuple[Picture, ...] = ("images", "masks", "roi")
+    listed = {picture: set(files.list_folder(files.join(folder, picture))) for picture in pictures}
+    expected: dict[Picture, set[str]] = {
+        picture: {header.frame_file(picture, frame).partition("/")[2] for frame in header.frames()}
+        for picture in header.pictures
+    }
+    said = {"masks": ("matte", header.matte), "roi": ("region", str(header.region).lower()), "images": ("", "")}
+    for picture in pictures:
+        if picture not in expected:
+            if listed[picture]:
+                field, value = said[picture]
+                message = f"is '{value}', but the folder {picture}/ holds {len(listed[picture])} files"
+                faults.append(Fault(HEADER_FILE, None, field, message))
+            continue
+        if not listed[picture] and picture != "images":
+            field, value = said[picture]
+            message = f"is '{value}', but there is no folder {picture}/ with pictures"
+            faults.append(Fault(HEADER_FILE, None, field, message))
+        for name in sorted(listed[picture] - expected[picture]):
+            message = f"belongs to no frame: clip.json says {header.instants} instants, {header.cameras} cameras"
+            faults.append(Fault(f"{picture}/{name}", _frame_of(name), "file", message))
+
+    frames = header.frames()
+    for done, frame in enumerate(frames):
+        for picture in header.pictures:
+            name = header.frame_file(picture, frame)
+            if name.partition("/")[2] in listed[picture]:
+                problem = _picture_problem(files.join(folder, name), header, picture)
+                if problem:
+                    faults.append(Fault(name, frame, *problem))
+            elif listed[picture] or picture == "images":
+                faults.append(Fault(name, frame, "file", "is missing"))
+        if progress is not None:
+            progress(done + 1, len(frames))
+    return faults
+
+
+def _picture_problem(location: str, header: ClipHeader, picture: Picture) -> tuple[str, str] | None:
+    """Field and message, or None for a sound picture."""
+    try:
+        data = files.read_bytes(location)
+        size = encoded_size(data)
+        if size[1:] != (header.width, header.height):
+            field = "size"
+            return field, f"is {size.width} x {size.height} pixels, clip.json says {header.width} x {header.height}"
+        wanted = header.image_format if picture == "images" else "png"
+        if size.kind != wanted:
+            return "format", f"is a {size.kind} picture, expected {wanted}"
+        decode(data, header.width, header.height, color=picture == "images")
+    except (ValueError, SpatialAvatarError) as e:
+        return "content", str(e).removeprefix(f"{location}: ")
+    return None
+
+
+def _frame_of(name: str) -> FrameIndex | None:
+    match = re.fullmatch(r"([0-9]{6})(?:_([0-9]{2}))?\.(?:jpg|png)", name)
+    return FrameIndex(int(match[1]), int(match[2] or 0)) if match else None
