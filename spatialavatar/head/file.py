@@ -20,21 +20,23 @@ SUFFIX = ".head.safetensors"
 _INTEGER = {"faces", "uv_faces", "face_chart", "face_part", "landmark_faces"}
 
 
-def write_head(path: files.Location, info: HeadInfo, arrays: dict[str, np.ndarray]) -> HeadModel:
-    """Check and write a head; returns it as read back.
+def head_from_arrays(info: HeadInfo, arrays: dict[str, np.ndarray], what: str = "head") -> HeadModel:
+    """A head in memory, with the hash that its file would have.
 
     ``arrays`` has HeadModel's arrays by name, in any numeric type. Raises SpatialAvatarError naming the array that does
     not fit.
     """
-    if set(arrays) != set(ARRAYS):
-        raise ValueError(f"arrays differ from HeadModel's: {sorted(set(arrays) ^ set(ARRAYS))}")
-    typed = {name: np.asarray(a, np.int32 if name in _INTEGER else np.float32) for name, a in arrays.items()}
-    _check(path, info, typed)
-    info_text = json.dumps(dataclasses.asdict(info), sort_keys=True)
-    digest = files.content_hash(typed, info_text)
-    metadata = {"format": FORMAT, "version": str(VERSION), "info": info_text, "hash": digest}
-    files.write_tensors(path, typed, metadata)
-    return read_head(path)
+    typed = _typed(arrays)
+    _check(what, info, typed)
+    return _build(info, typed, _digest(info, typed))
+
+
+def write_head(path: files.Location, info: HeadInfo, arrays: dict[str, np.ndarray]) -> HeadModel:
+    """Check and write a head file; returns the head as ``head_from_arrays`` does."""
+    head = head_from_arrays(info, arrays, str(path))
+    metadata = {"format": FORMAT, "version": str(VERSION), "info": _info_text(info), "hash": head.content_hash}
+    files.write_tensors(path, _typed(arrays), metadata)
+    return head
 
 
 def read_head(path: files.Location) -> HeadModel:
@@ -52,25 +54,35 @@ def read_head(path: files.Location) -> HeadModel:
     missing = sorted(set(ARRAYS) - set(arrays))
     if missing:
         raise SpatialAvatarError(f"{path}: head file lacks {', '.join(missing)}; convert the head again")
-    if files.content_hash(arrays, metadata["info"]) != metadata.get("hash"):
-        raise SpatialAvatarError(f"{path}: content does not match its own hash; the file is damaged, convert again")
     info = HeadInfo(**json.loads(metadata["info"]))
-    _check(path, info, arrays)
+    if _digest(info, arrays) != metadata.get("hash"):
+        raise SpatialAvatarError(f"{path}: content does not match its own hash; the file is damaged, convert again")
+    _check(str(path), info, arrays)
+    return _build(info, arrays, metadata["hash"])
+
+
+def _typed(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    if set(arrays) != set(ARRAYS):
+        raise ValueError(f"arrays differ from HeadModel's: {sorted(set(arrays) ^ set(ARRAYS))}")
+    return {name: np.asarray(a, np.int32 if name in _INTEGER else np.float32) for name, a in arrays.items()}
+
+
+def _info_text(info: HeadInfo) -> str:
+    return json.dumps(dataclasses.asdict(info), sort_keys=True)
+
+
+def _digest(info: HeadInfo, typed: dict[str, np.ndarray]) -> str:
+    return files.content_hash(typed, _info_text(info))
+
+
+def _build(info: HeadInfo, typed: dict[str, np.ndarray], digest: str) -> HeadModel:
     tensors = {
-        name: torch.from_numpy(arrays[name].astype(np.int64 if name in _INTEGER else np.float32)) for name in ARRAYS
+        name: torch.from_numpy(typed[name].astype(np.int64 if name in _INTEGER else np.float32)) for name in ARRAYS
     }
-    return HeadModel(info, content_hash=metadata["hash"], **tensors)
+    return HeadModel(info, content_hash=digest, **tensors)
 
 
-def is_head_file(path: files.Location) -> bool:
-    """Whether a file says that it is a head model, of whatever version."""
-    try:
-        return files.read_tensors(path)[1].get("format") == FORMAT
-    except SpatialAvatarError:
-        return False
-
-
-def _check(path: files.Location, info: HeadInfo, a: dict[str, np.ndarray]) -> None:
+def _check(path: str, info: HeadInfo, a: dict[str, np.ndarray]) -> None:
     v, f, u = len(a["template"]), len(a["faces"]), len(a["uv"])
     j, landmarks = len(JOINTS), len(a["landmark_faces"])
     s, e, p = (a[name].shape[-1] for name in ("shapedirs", "exprdirs", "posedirs"))

@@ -45,7 +45,8 @@ class HeadParams:
     def map(self, function: Any) -> "HeadParams":
         """The same value with ``function`` applied to every tensor."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return HeadParams(**{name: None if t is None else function(t) for name, t in tensors.items()})
+        mapped: dict[str, Any] = {name: None if t is None else function(t) for name, t in tensors.items()}
+        return HeadParams(**mapped)
 
     def to(self, *args: Any, **kwargs: Any) -> "HeadParams":
         return self.map(lambda t: t.to(*args, **kwargs))
@@ -56,10 +57,9 @@ class HeadParams:
             index = [index]
         return self.map(lambda t: t[index])
 
-    def with_identity_of(self, other: "HeadParams") -> "HeadParams":
-        """This motion on the shape and static offset of ``other`` (its first row): cross-reenactment."""
-        shape = other.shape[:1].expand(self.batch, -1)
-        offset = other.static_offset
-        if offset is not None:
-            offset = offset[:1].expand(self.batch, -1, -1)
-        return replace(self, shape=shape, static_offset=offset)
+    def with_identity(
+        self, shape: Float[Tensor, "1 S"], static_offset: Float[Tensor, "1 V 3"] | None
+    ) -> "HeadParams":
+        """This motion on one identity: cross-reenactment."""
+        offset = None if static_offset is None else static_offset.expand(self.batch, -1, -1)
+        return replace(self, shape=shape.expand(self.batch, -1), static_offset=offset)

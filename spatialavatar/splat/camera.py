@@ -1,5 +1,6 @@
 """Pinhole cameras in the OpenCV convention."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,16 @@ class Camera:
         if isinstance(index, int):
             index = [index]
         return Camera(self.world_to_camera[index], self.intrinsics[index], self.width, self.height)
+
+    @staticmethod
+    def cat(cameras: Sequence["Camera"]) -> "Camera":
+        """Cameras of one image size along the batch axis."""
+        return Camera(
+            torch.cat([c.world_to_camera for c in cameras]),
+            torch.cat([c.intrinsics for c in cameras]),
+            cameras[0].width,
+            cameras[0].height,
+        )
 
     def resized(self, width: int, height: int) -> "Camera":
         """The same view at another image size (the picture is stretched to it)."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LocalGaussians:
-    """N Gaussians of B subjects, each in the frame of its parent triangle (lengths in units of the triangle's scale)."""
+    """N Gaussians of B subjects, each in its parent triangle's frame (lengths in units of the triangle's scale)."""
 
     position: Float[Tensor, "B N 3"]
     rotation: Float[Tensor, "B N 4"]  # wxyz, normalised on use

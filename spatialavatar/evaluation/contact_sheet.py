@@ -1,0 +1,47 @@
+"""A picture of the comparison: rows of frames, columns target | avatar | error."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from spatialavatar.evaluation.metrics import psnr
+from spatialavatar.evaluation.self_reenactment import Comparison
+
+ERROR_GAIN = 4.0  # the error column shows the mean absolute difference times this, through a heat map
+_TITLE = 26  # pixels above each picture
+
+
+def contact_sheet(comparisons: Sequence[Comparison], label: str = "") -> UInt8[np.ndarray, "H W 3"]:
+    """One row per comparison, with its frame number and PSNR above."""
+    rows = []
+    for c in comparisons:
+        value = float(psnr(c.render[None], c.target[None]))
+        where = f"{label}frame {c.index.instant}" + (f" camera {c.index.camera}" if c.index.camera else "")
+        error = (c.render - c.target).abs().mean(-1)
+        cells = [
+            titled(to_bytes(c.target), f"target, {where}"),
+            titled(to_bytes(c.render), f"avatar, {value:.1f} dB"),
+            titled(_heat(error), f"error x {ERROR_GAIN:g}"),
+        ]
+        rows.append(np.concatenate(cells, 1))
+    return np.concatenate(rows, 0)
+
+
+def to_bytes(picture: Float[Tensor, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
+    return np.asarray((picture.clamp(0, 1) * 255).round().byte().cpu().numpy())
+
+
+def titled(picture: UInt8[np.ndarray, "H W 3"], text: str) -> UInt8[np.ndarray, "H+26 W 3"]:
+    """The picture under a white strip with a line of text."""
+    strip = np.full((_TITLE, picture.shape[1], 3), 255, np.uint8)
+    scale = min(0.5, 0.5 * picture.shape[1] / 230)
+    cv2.putText(strip, text, (6, 18), cv2.FONT_HERSHEY_SIMPLEX, scale, (20, 20, 20), 1, cv2.LINE_AA)
+    return np.concatenate([strip, picture], 0)
+
+
+def _heat(error: Float[Tensor, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
+    grey = (error * ERROR_GAIN).clamp(0, 1).mul(255).round().byte().cpu().numpy()
+    return np.asarray(cv2.applyColorMap(grey, cv2.COLORMAP_INFERNO))[..., ::-1]

@@ -1,0 +1,117 @@
+"""Self-reenactment: an avatar driven by held-out frames of its own subject, against the pixels (method.md section 5).
+
+Both pictures are composited over one background: the target with its matte, the render with its splatted alpha; outside
+the region of interest both show the background. Metrics are taken over the whole picture.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from spatialavatar.avatar import AvatarRenderer
+from spatialavatar.clip import FrameIndex, TrackedClip
+from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.evaluation.metrics import Lpips, mse, psnr, ssim
+from spatialavatar.losses.photometric import composite, composite_rendering
+from spatialavatar.refine.anti_spike import max_aspect_ratio
+
+METRICS = ("psnr", "ssim", "lpips", "mse")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One frame: what was there and what the avatar shows, over the same background."""
+
+    index: FrameIndex
+    target: Float[Tensor, "H W 3"]
+    render: Float[Tensor, "H W 3"]
+    seconds: float  # to pose and render
+
+
+def compare(
+    renderer: AvatarRenderer,
+    clip: TrackedClip,
+    frames: Sequence[FrameIndex],
+    resolution: int,
+    background: Float[Tensor, " 3"],
+) -> Iterator[Comparison]:
+    """Render each frame at ``resolution`` pixels on the longer side, on the renderer's device."""
+    width, height = clip.size_at(resolution)
+    behind = background.to(renderer.device)[None]
+    for index in frames:
+        frame = clip.frame(index, width, height)
+        region = frame.region.to(renderer.device)[None]
+        target = composite(
+            frame.image.to(renderer.device)[None], frame.matte.to(renderer.device)[None], region, behind
+        )
+        began = time.perf_counter()
+        rendering = renderer.render(clip.params_at(index), clip.camera(index).resized(width, height))
+        if renderer.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - began
+        render = composite_rendering(rendering.features, rendering.alpha, region, behind).clamp(0, 1)
+        yield Comparison(index, target[0], render[0], seconds)
+
+
+def evaluate(
+    renderer: AvatarRenderer,
+    clip: TrackedClip,
+    split: str,
+    *,
+    resolution: int,
+    background: Float[Tensor, " 3"],
+    lpips: Lpips | None,
+    observe: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """The metrics report, plain JSON: means, the worst frame, and every frame.
+
+    Raises SpatialAvatarError when the split holds no frames or the clip was tracked with another head.
+    """
+    clip.require_head(renderer.head)
+    frames = clip.split(split)
+    if not frames:
+        raise SpatialAvatarError(
+            f"{clip.folder}: no frames in split {split!r} (test_from {clip.test_from}, test cameras {clip.test_cameras}); "
+            "choose another with --split"
+        )
+    per_frame: list[dict[str, Any]] = []
+    seconds = []
+    for done, c in enumerate(compare(renderer, clip, frames, resolution, background)):
+        a, b = c.render[None], c.target[None]
+        values = {"psnr": psnr(a, b), "ssim": ssim(a, b), "mse": mse(a, b)}
+        row: dict[str, Any] = {"instant": c.index.instant, "camera": c.index.camera}
+        row |= {name: float(value) for name, value in values.items()}
+        row["lpips"] = None if lpips is None else float(lpips(a, b))
+        per_frame.append(row)
+        seconds.append(c.seconds)
+        observe(done + 1, len(frames))
+    provenance = renderer.avatar.provenance
+    trained = provenance.get("metrics", {})
+    seconds.sort()
+    return {
+        "identity": renderer.avatar.identity,
+        "clip": clip.identity,
+        "split": split,
+        "frames": len(frames),
+        "resolution": resolution,
+        "background": [round(float(x), 4) for x in background],
+        **{name: _mean(row[name] for row in per_frame) for name in METRICS},
+        "max_aspect_ratio": max_aspect_ratio(renderer.avatar.gaussians.log_scale),
+        "iterations": trained.get("iterations"),
+        "seconds": trained.get("seconds"),
+        "frames_per_second": round(1 / max(seconds[len(seconds) // 2], 1e-9), 2),
+        "gaussians": renderer.avatar.gaussians.count,
+        "worst_frame": min(per_frame, key=lambda row: row["psnr"]),
+        "per_frame": per_frame,
+    }
+
+
+def _mean(values: Iterator[float | None]) -> float | None:
+    present = [v for v in values if v is not None]
+    return math.fsum(present) / len(present) if present else None

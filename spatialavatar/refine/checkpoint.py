@@ -1,0 +1,60 @@
+"""Checkpoints of a refinement: one safetensors file, replaced atomically, from which a killed run goes on exactly."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spatialavatar import files
+from spatialavatar.errors import SpatialAvatarError
+
+FILE = "checkpoint.safetensors"
+FORMAT = "spatialavatar-refine-checkpoint"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    tensors: dict[str, Tensor]  # Refinement.state()
+    iteration: int
+    inputs: dict[str, Any]  # what a resumed run must find unchanged: config, clip, head, layout
+    seconds: float  # spent optimising so far
+    window: list[list[float]]  # loss terms since the last line of the log
+
+
+def save_checkpoint(folder: files.Location, checkpoint: Checkpoint) -> None:
+    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in checkpoint.tensors.items()}
+    facts = {
+        "iteration": checkpoint.iteration,
+        "inputs": checkpoint.inputs,
+        "seconds": checkpoint.seconds,
+        "window": checkpoint.window,
+    }
+    metadata = {"format": FORMAT, "version": str(VERSION), "facts": json.dumps(facts)}
+    files.write_tensors(files.join(folder, FILE), arrays, metadata)
+
+
+def load_checkpoint(folder: files.Location, inputs: dict[str, Any]) -> Checkpoint:
+    """Raises SpatialAvatarError when the checkpoint is damaged or was made from other inputs."""
+    where = files.join(folder, FILE)
+    arrays, metadata = files.read_tensors(where)
+    if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
+        raise SpatialAvatarError(f"{where}: not a checkpoint that this program can read; start over with --force")
+    facts = json.loads(metadata["facts"])
+    for key, value in inputs.items():
+        if facts["inputs"].get(key) != value:
+            raise SpatialAvatarError(
+                f"{where}: was made with another {key} ({_difference(facts['inputs'].get(key), value)}); "
+                "resume with what it was started with, or start over with --force"
+            )
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return Checkpoint(tensors, facts["iteration"], facts["inputs"], facts["seconds"], facts["window"])
+
+
+def _difference(old: Any, new: Any) -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+        return "; ".join(f"{k}: {old.get(k)} then, {new.get(k)} now" for k in changed)
+    return f"{old} then, {new} now"
