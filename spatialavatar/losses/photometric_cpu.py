@@ -158,8 +158,9 @@ def _gradients(  # type: ignore[no-untyped-def]
         l1_weight, ssim_weight = weights[b, 0], weights[b, 1]
         columns = np.zeros((3, width + 2 * _RADIUS), np.float32)
         blurred = np.empty((3, width), np.float32)
+        row_gradient, alpha_row = np.empty(width, np.float32), np.empty(width, np.float32)
         for y in range(block * height // _BLOCKS, (block + 1) * height // _BLOCKS):
-            alpha_gradient[b, y, :] = _ZERO
+            alpha_row[:] = _ZERO
             for c in range(3):
                 plane = b * 3 + c
                 columns[:] = _ZERO
@@ -169,15 +170,22 @@ def _gradients(  # type: ignore[no-untyped-def]
                         _add_scaled(derivatives[i, plane, row], _WINDOW[k], columns[i])
                 for i in range(3):
                     _blur_along_row(columns[i], blurred[i])
+                _gradient_row(
+                    prediction_planes[plane, y],
+                    target_planes[plane, y],
+                    blurred,
+                    l1_weight,
+                    ssim_weight,
+                    region[b, y],
+                    row_gradient,
+                )
                 colour = background[b, c]
-                p_row, y_row = prediction_planes[plane, y], target_planes[plane, y]
                 for x in range(width):
-                    p, t = p_row[x], y_row[x]
-                    sign = l1_weight if p > t else (-l1_weight if p < t else _ZERO)
-                    similarity = blurred[0, x] + _TWO * p * blurred[1, x] + t * blurred[2, x]
-                    gradient = region[b, y, x] * (sign + ssim_weight * similarity)
-                    features_gradient[b, y, x, c] = gradient
-                    alpha_gradient[b, y, x] -= colour * gradient
+                    alpha_row[x] -= colour * row_gradient[x]
+                for x in range(width):
+                    features_gradient[b, y, x, c] = row_gradient[x]
+            for x in range(width):
+                alpha_gradient[b, y, x] = alpha_row[x]
 
 
 @kernel(inline=True, fastmath=_FASTMATH)
@@ -234,3 +242,12 @@ def _ssim_row(moments, in_mean, in_square, in_product):  # type: ignore[no-untyp
             _TWO * mean_y * structure * scale - _TWO * mean_p * (value * per_luminance + square) - mean_y * cross
         )
     return total
+
+
+@kernel(inline=True, fastmath=_FASTMATH)
+def _gradient_row(p_row, y_row, blurred, l1_weight, ssim_weight, region_row, gradient):  # type: ignore[no-untyped-def]
+    for x in range(gradient.size):
+        p, y = p_row[x], y_row[x]
+        sign = l1_weight if p > y else (-l1_weight if p < y else _ZERO)
+        similarity = blurred[0, x] + _TWO * p * blurred[1, x] + y * blurred[2, x]
+        gradient[x] = region_row[x] * (sign + ssim_weight * similarity)
