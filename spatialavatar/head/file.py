@@ -54,11 +54,22 @@ def read_head(path: files.Location) -> HeadModel:
     missing = sorted(set(ARRAYS) - set(arrays))
     if missing:
         raise SpatialAvatarError(f"{path}: head file lacks {', '.join(missing)}; convert the head again")
-    info = HeadInfo(**json.loads(metadata["info"]))
+    try:
+        info = HeadInfo(**json.loads(metadata["info"]))
+    except (KeyError, TypeError, ValueError):
+        raise SpatialAvatarError(f"{path}: head file without readable info; convert the head again") from None
     if _digest(info, arrays) != metadata.get("hash"):
         raise SpatialAvatarError(f"{path}: content does not match its own hash; the file is damaged, convert again")
     _check(str(path), info, arrays)
     return _build(info, arrays, metadata["hash"])
+
+
+def is_head_file(path: files.Location) -> bool:
+    """Whether a file says that it is a head model, of whatever version."""
+    try:
+        return files.read_tensors(path)[1].get("format") == FORMAT
+    except SpatialAvatarError:
+        return False
 
 
 def _typed(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
