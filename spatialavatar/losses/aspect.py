@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from spatialavatar.losses.aspect_cpu import aspect_loss_cpu
 from spatialavatar.splat.binding import quaternion_to_rotation
 from spatialavatar.splat.camera import Camera
 from spatialavatar.splat.gaussians import WorldGaussians
@@ -34,6 +35,12 @@ def aspect_loss(gaussians: WorldGaussians, camera: Camera, tau: float) -> Float[
     and opacity are ignored, and which Gaussians are visible carries no gradient. Differentiable in means, quats and
     scales, on the CPU in float32 in those alone.
     """
+    inputs = (gaussians.means, gaussians.quats, gaussians.scales)
+    fixed = (camera.world_to_camera, camera.intrinsics)
+    if all(t.device.type == "cpu" and t.dtype == torch.float32 for t in (*inputs, *fixed)) and not any(
+        t.requires_grad for t in fixed
+    ):
+        return aspect_loss_cpu(*inputs, *fixed, camera.width, camera.height, tau)
     return aspect_loss_torch(gaussians, camera, tau)
 
 
