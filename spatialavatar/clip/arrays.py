@@ -5,6 +5,7 @@ Letters: T instants, C cameras, S shape and E expression codes, V vertices, L la
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -116,7 +117,8 @@ def _shape_problem(header: ClipHeader, name: str, array: np.ndarray) -> str | No
     )
 
 
-def _frames(bad: np.ndarray) -> Iterator[FrameIndex]:
+def _frames(bad: Any) -> Iterator[FrameIndex]:
+    """Where a bool array [T C] is true."""
     for t, c in np.argwhere(bad):
         yield FrameIndex(int(t), int(c))
 
@@ -125,16 +127,17 @@ def _check_extrinsics(matrices: np.ndarray, finite: np.ndarray) -> list[Fault]:
     faults = []
     m = np.where(finite[..., None, None], matrices, np.eye(4)).astype(np.float64)
     rotation = m[..., :3, :3]
-    skew = np.asarray(np.abs(rotation @ np.swapaxes(rotation, -1, -2) - np.eye(3)).max((-1, -2)))
-    determinant = np.asarray(np.linalg.det(rotation))
+    skew = np.abs(rotation @ np.swapaxes(rotation, -1, -2) - np.eye(3)).max((-1, -2))
+    determinant = np.linalg.det(rotation)
     last_row = np.abs(m[..., 3, :] - [0, 0, 0, 1]).max(-1) > 1e-6
     for frame in _frames(last_row):
         message = "last row is not 0 0 0 1; a transposed (row-vector) matrix?"
         faults.append(Fault(PARAMS_FILE, frame, "world_to_camera", message))
-    for frame in _frames(skew > ROTATION_TOLERANCE):
+    skewed = skew > ROTATION_TOLERANCE
+    for frame in _frames(skewed):
         message = f"not a rotation: R R^T differs from the identity by {skew[frame]:.3g} (scale must not be in it)"
         faults.append(Fault(PARAMS_FILE, frame, "world_to_camera", message))
-    for frame in _frames((skew <= ROTATION_TOLERANCE) & (determinant < 0)):
+    for frame in _frames(~skewed & (determinant < 0)):
         message = "not a rotation: determinant -1, so left and right are swapped"
         faults.append(Fault(PARAMS_FILE, frame, "world_to_camera", message))
     return faults

@@ -32,8 +32,7 @@ from spatialavatar.head.params import HeadParams
 from spatialavatar.head.reference import HeadReference
 
 Pixels = UInt8[np.ndarray, "H W *C"]
-# bytes, or arrays: image [H W 3], matte [H W], region [H W]
-FrameContent = EncodedFrame | tuple[Pixels] | tuple[Pixels, Pixels | None] | tuple[Pixels, Pixels | None, Pixels | None]
+FrameContent = EncodedFrame | tuple[Pixels | None, ...]  # bytes, or arrays: image [H W 3], matte [H W], region [H W]
 
 
 def write_clip(
@@ -186,7 +185,9 @@ PICTURE_NAME = re.compile(r"[0-9]{6}(_[0-9]{2})?\.(jpg|png)")
 def _write_frame(folder: str, header: ClipHeader, index: FrameIndex, content: FrameContent) -> None:
     where = f"{folder}: instant {index.instant}, camera {index.camera}"
     if not isinstance(content, EncodedFrame):
-        content = EncodedFrame.from_arrays(*content, image_format=header.image_format)
+        image, matte, region = (*content, None, None)[:3]
+        assert image is not None
+        content = EncodedFrame.from_arrays(image, matte, region, header.image_format)
     pieces: dict[Picture, bytes | None] = {"images": content.image, "masks": content.matte, "roi": content.region}
     for picture, data in pieces.items():
         if (data is not None) != (picture in header.pictures):

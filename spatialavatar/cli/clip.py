@@ -1,0 +1,189 @@
+"""``spatialavatar clip``: make tracked clips, check them, look at them."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Tracked clips: import, synthesize, validate, inspect.")
+
+Clip = Annotated[str, typer.Argument(metavar="CLIP", help="A clip's folder (or URL).")]
+Out = Annotated[str, typer.Option("--out", "-o", metavar="DIR", help="The clip's folder; made when absent.")]
+Head = Annotated[str, typer.Option("--head", metavar="FILE", help="The head that the clip was tracked with.")]
+TestLast = Annotated[int, typer.Option(metavar="N", min=0, help="Keep the last N instants for testing.")]
+Force = Annotated[bool, typer.Option("--force", help="Write into --out even when it holds something else.")]
+
+
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="The folder that the tracker wrote.")],
+    head: Head,
+    out: Out,
+    format: Annotated[str, typer.Option(metavar="auto|npz", help="What wrote SRC; auto looks at its files.")] = "auto",
+    test_last: TestLast = 0,
+    identity: Annotated[str | None, typer.Option(metavar="NAME", help="Who is seen; SRC's name when absent.")] = None,
+    licence: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Licence of the pictures, kept as a note.")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Import a tracker's result as a clip. Pictures are copied as they are.
+
+    \b
+    spatialavatar clip import tracked/anna --head flame2020.head.safetensors --test-last 350 --out clips/anna
+    """
+    from spatialavatar.clip.importers import import_clip
+    from spatialavatar.head.file import read_head
+
+    with _progress("importing") as progress:
+        clip = import_clip(
+            source,
+            out,
+            read_head(head),
+            format,
+            test_last,
+            identity=identity,
+            licence=licence,
+            progress=progress,
+            force=force,
+        )
+    typer.echo(_summary(clip))
+
+
+@app.command()
+def synthesize(
+    out: Out,
+    head: Annotated[
+        str | None, typer.Option("--head", metavar="FILE", help="A head file; the built-in head when absent.")
+    ] = None,
+    identity: Annotated[int, typer.Option(metavar="N", help="Number of the person: shape and colours.")] = 0,
+    motion: Annotated[int, typer.Option(metavar="N", help="Number of the performance.")] = 0,
+    frames: Annotated[int, typer.Option(metavar="N", min=1, help="Instants.")] = 100,
+    size: Annotated[int, typer.Option(metavar="PIXELS", min=8, help="Width and height.")] = 256,
+    cameras: Annotated[int, typer.Option(metavar="N", min=1, help="Cameras, all of every instant.")] = 1,
+    test_last: TestLast = 0,
+    test_cameras: Annotated[
+        str, typer.Option(metavar="N,N", help="Cameras kept for testing, counted from 0, e.g. 3,7.")
+    ] = "",
+    force: Force = False,
+) -> None:
+    """Render a made-up person as a clip with exact parameters. Needs no data and no download.
+
+    Without --head the clip names the built-in head, the one that 'spatialavatar head generate' writes.
+
+    \b
+    spatialavatar clip synthesize --identity 1 --frames 60 --test-last 10 --out clips/made-up
+    spatialavatar clip synthesize --cameras 8 --test-cameras 3,7 --out clips/stage
+    """
+    from spatialavatar.clip.synthetic import synthesize_capture
+    from spatialavatar.clip.writer import write_synthetic
+    from spatialavatar.errors import SpatialAvatarError
+    from spatialavatar.head.builtin import builtin_head
+    from spatialavatar.head.file import read_head
+
+    if test_last >= frames:
+        raise SpatialAvatarError(f"--test-last {test_last} leaves nothing to train on, expected less than {frames}")
+    model = read_head(head) if head else builtin_head()
+    capture = synthesize_capture(model, identity=identity, motion=motion, frames=frames, size=size, cameras=cameras)
+    with _progress("rendering") as progress:
+        clip = write_synthetic(
+            capture,
+            model,
+            out,
+            test_from=frames - test_last if test_last else None,
+            test_cameras=_numbers(test_cameras, "--test-cameras"),
+            progress=progress,
+            force=force,
+        )
+    typer.echo(_summary(clip))
+
+
+@app.command()
+def validate(
+    clip: Clip,
+    head: Annotated[
+        str | None, typer.Option("--head", metavar="FILE", help="Check against this head, too: hash, codes, landmarks.")
+    ] = None,
+) -> None:
+    """List every fault of a clip with file, frame and field. Exit code 2 when there are any.
+
+    \b
+    spatialavatar clip validate clips/anna --head flame2020.head.safetensors
+    """
+    from spatialavatar.clip.validate import validate_clip
+    from spatialavatar.head.file import read_head
+
+    model = read_head(head) if head else None
+    with _progress("checking") as progress:
+        faults = validate_clip(clip, model, progress)
+    for fault in faults:
+        typer.echo(str(fault))
+    if faults:
+        typer.echo(f"{clip}: {len(faults)} fault{'s' if len(faults) > 1 else ''}", err=True)
+        raise typer.Exit(2)
+    typer.echo(f"{clip}: no faults")
+
+
+@app.command()
+def inspect(
+    clip: Clip,
+    head: Head,
+    out: Annotated[str, typer.Option("--out", "-o", metavar="PNG", help="The picture to write.")],
+    frames: Annotated[
+        str | None, typer.Option(metavar="N,N", help="Instants to show; four spread over the clip when absent.")
+    ] = None,
+) -> None:
+    """Draw mesh, landmarks, axes, face box and matte over some frames, to see whether the tracking is right.
+
+    \b
+    spatialavatar clip inspect clips/anna --head flame2020.head.safetensors --frames 0,10,20 --out anna.png
+    """
+    from spatialavatar.clip.inspect import inspect_clip
+    from spatialavatar.clip.tracked_clip import open_clip
+    from spatialavatar.head.file import read_head
+
+    chosen = None if frames is None else _numbers(frames, "--frames")
+    shown = inspect_clip(open_clip(clip), read_head(head), out, chosen)
+    typer.echo(f"{out}: {len(shown)} frames")
+
+
+def _summary(clip: object) -> str:
+    from spatialavatar.clip.tracked_clip import TrackedClip
+
+    assert isinstance(clip, TrackedClip)
+    counts = {name: len(clip.split(name)) for name in ("train", "test", "view")}
+    return (
+        f"{clip.folder}: {clip.identity}, {clip.instants} instants x {clip.cameras} cameras at {clip.width} x "
+        f"{clip.height}, {counts['train']} train, {counts['test']} test, {counts['view']} held-out-view frames"
+    )
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    from spatialavatar.errors import SpatialAvatarError
+
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise SpatialAvatarError(f"{option} '{text}': expected numbers with commas between, e.g. 0,10,20") from None
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal; elsewhere a plain line each tenth of the work. On standard error."""
+    if not sys.stderr.isatty():
+
+        def line(done: int, of: int) -> None:
+            if done == of or done * 10 // of > (done - 1) * 10 // of:
+                typer.echo(f"{what} {done}/{of}", err=True)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, of: bar.update(task, completed=done, total=of)
