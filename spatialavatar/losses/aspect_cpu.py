@@ -25,7 +25,8 @@ _NEAR, _LOW_PASS, _FOOTPRINT, _JACOBIAN_MARGIN = (np.float32(v) for v in (0.01, 
 _LEAST_MEAN, _LEAST_DISCRIMINANT, _LEAST_DETERMINANT = (np.float32(v) for v in (1e-16, 1e-12, 1e-24))
 _ZERO, _HALF, _ONE, _TWO = (np.float32(v) for v in (0, 0.5, 1, 2))
 
-_FASTMATH = {"reassoc", "contract", "arcp", "nsz"}  # not "no NaN": a broken Gaussian must show in the loss
+# Everything of fastmath but the promise that there is no NaN.
+_FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
 
 def aspect_loss_cpu(
@@ -96,6 +97,7 @@ def _aspect(  # type: ignore[no-untyped-def]
         fx, fy, cx, cy = intrinsics[b, 0, 0], intrinsics[b, 1, 1], intrinsics[b, 0, 2], intrinsics[b, 1, 2]
         image_width, image_height, least = np.float32(width), np.float32(height), np.float32(tau)
         margin_x, margin_y = _JACOBIAN_MARGIN * _HALF * image_width / fx, _JACOBIAN_MARGIN * _HALF * image_height / fy
+        least_squared_ratio = math.exp(_TWO * least)
         least_u, most_u = -cx / fx - margin_x, (image_width - cx) / fx + margin_x
         least_v, most_v = -cy / fy - margin_y, (image_height - cy) / fy + margin_y
         w = world_to_camera[b]
@@ -134,12 +136,12 @@ def _aspect(  # type: ignore[no-untyped-def]
             q0, q1, q2 = f0 * s0, f1 * s1, f2 * s2
             covariance_a, covariance_c = p0 * p0 + p1 * p1 + p2 * p2, q0 * q0 + q1 * q1 + q2 * q2
 
-            radius_x = math.ceil(_FOOTPRINT * math.sqrt(covariance_a + _LOW_PASS))
-            radius_y = math.ceil(_FOOTPRINT * math.sqrt(covariance_c + _LOW_PASS))
+            radius_x = np.ceil(_FOOTPRINT * math.sqrt(covariance_a + _LOW_PASS))
+            radius_y = np.ceil(_FOOTPRINT * math.sqrt(covariance_c + _LOW_PASS))
             column, row = fx * x_over_z + cx, fy * y_over_z + cy
-            if column + radius_x <= 0 or column - radius_x >= image_width:
+            if column + radius_x <= _ZERO or column - radius_x >= image_width:
                 continue
-            if row + radius_y <= 0 or row - radius_y >= image_height:
+            if row + radius_y <= _ZERO or row - radius_y >= image_height:
                 continue
             seen += 1
 
@@ -153,10 +155,10 @@ def _aspect(  # type: ignore[no-untyped-def]
             discriminant = half_difference * half_difference + off_diagonal * off_diagonal
             determinant = n0 * n0 + n1 * n1 + n2 * n2
             root = math.sqrt(max(discriminant, _LEAST_DISCRIMINANT))
-            excess = math.log1p(root) - _HALF * math.log(max(determinant, _LEAST_DETERMINANT)) - least
-            if excess <= _ZERO:
+            determinant = max(determinant, _LEAST_DETERMINANT)
+            if (_ONE + root) * (_ONE + root) <= least_squared_ratio * determinant:
                 continue
-            total += excess
+            total += math.log1p(root) - _HALF * math.log(determinant) - least
 
             # log(1 + root) - 0.5 log(determinant) in half_difference, off_diagonal, n, then in the mean, then in U
             in_square = _HALF / (root * (_ONE + root)) if discriminant > _LEAST_DISCRIMINANT else _ZERO
