@@ -21,6 +21,8 @@ from spatialavatar.errors import SpatialAvatarError
 
 Location = str | os.PathLike[str]
 
+_LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
+
 
 def is_local(location: Location) -> bool:
     text = os.fspath(location)
@@ -40,6 +42,13 @@ def local_path(location: Location) -> Path:
 
 def join(folder: Location, *parts: str) -> str:
     return "/".join([os.fspath(folder).rstrip("/") or "/", *parts])
+
+
+def relative(location: Location, folder: Location) -> str:
+    """``location`` as seen from ``folder`` when both are local, else as it is."""
+    if is_local(location) and is_local(folder):
+        return os.path.relpath(local_path(location), local_path(folder))
+    return os.fspath(location)
 
 
 def exists(location: Location) -> bool:
@@ -114,15 +123,34 @@ def write_json(location: Location, value: Any) -> None:
 
 def read_tensors(location: Location) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Arrays and metadata of a safetensors file."""
-    data = read_bytes(location)
+    metadata = read_tensor_metadata(location)
     try:
-        arrays = safetensors.numpy.load(data)
-        header_size = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + header_size]).get("__metadata__", {})
+        return safetensors.numpy.load(read_bytes(location)), metadata
     except (SafetensorError, ValueError, KeyError) as e:
-        message = f"{location}: not a readable safetensors file ({e}); it may be truncated, make it anew"
-        raise SpatialAvatarError(message) from None
-    return arrays, metadata
+        raise _unreadable(location, e) from None
+
+
+def read_tensor_metadata(location: Location) -> dict[str, str]:
+    """Metadata of a safetensors file; reads its header alone."""
+    try:
+        with fsspec.open(os.fspath(location), "rb") as f:
+            size = int.from_bytes(f.read(8), "little")
+            if size > _LARGEST_HEADER:
+                raise ValueError("header too large")
+            metadata = json.loads(f.read(size)).get("__metadata__", {})
+    except FileNotFoundError:
+        raise SpatialAvatarError(f"{location}: no such file") from None
+    except IsADirectoryError:
+        raise SpatialAvatarError(f"{location}: is a folder, a file was expected") from None
+    except (ValueError, AttributeError) as e:
+        raise _unreadable(location, e) from None
+    return dict(metadata)
+
+
+def _unreadable(location: Location, reason: Exception) -> SpatialAvatarError:
+    return SpatialAvatarError(
+        f"{location}: not a readable safetensors file ({reason}); it may be truncated, make it anew"
+    )
 
 
 def write_tensors(location: Location, arrays: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:

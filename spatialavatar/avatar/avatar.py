@@ -47,6 +47,13 @@ class Avatar:
         layout.require(self.layout_fingerprint, what)
         return layout
 
+    def head_hints(self, folder: files.Location) -> list[str]:
+        """Where the head of an avatar read from ``folder`` may lie: beside it, or where it was at refinement."""
+        named = self.provenance.get("head_file")
+        if named is None:
+            return [str(folder)]
+        return [str(folder), files.join(folder, named) if files.is_local(named) else named]
+
 
 def licence_note(head: HeadReference, clip_licence: str) -> str:
     """What a holder of the avatar must know: the terms of what it was made from."""
@@ -84,7 +91,9 @@ def read_avatar(folder: files.Location) -> Avatar:
     """Raises SpatialAvatarError: not an avatar, another version, damaged or inconsistent files."""
     where = files.join(folder, MANIFEST)
     if not files.exists(where):
-        raise SpatialAvatarError(f"{folder}: holds no {MANIFEST}; an avatar folder (from 'spatialavatar refine') is needed")
+        raise SpatialAvatarError(
+            f"{folder}: holds no {MANIFEST}; an avatar folder (from 'spatialavatar refine') is needed"
+        )
     manifest = files.read_json(where)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise SpatialAvatarError(f"{where}: not an avatar of ours (format is not {FORMAT})")

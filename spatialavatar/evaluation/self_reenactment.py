@@ -21,6 +21,7 @@ from spatialavatar.evaluation.metrics import Lpips, mse, psnr, ssim
 from spatialavatar.losses.photometric import composite, composite_rendering
 from spatialavatar.refine.anti_spike import max_aspect_ratio
 
+SPLITS = ("train", "test", "view", "all")
 METRICS = ("psnr", "ssim", "lpips", "mse")
 
 
@@ -47,9 +48,7 @@ def compare(
     for index in frames:
         frame = clip.frame(index, width, height)
         region = frame.region.to(renderer.device)[None]
-        target = composite(
-            frame.image.to(renderer.device)[None], frame.matte.to(renderer.device)[None], region, behind
-        )
+        target = composite(frame.image.to(renderer.device)[None], frame.matte.to(renderer.device)[None], region, behind)
         began = time.perf_counter()
         rendering = renderer.render(clip.params_at(index), clip.camera(index).resized(width, height))
         if renderer.device.type == "cuda":
@@ -67,11 +66,12 @@ def evaluate(
     resolution: int,
     background: Float[Tensor, " 3"],
     lpips: Lpips | None,
+    limit: int | None = None,
     observe: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """The metrics report, plain JSON: means, the worst frame, and every frame.
 
-    Raises SpatialAvatarError when the split holds no frames or the clip was tracked with another head.
+    ``limit`` takes that many frames, evenly spread over the split. Raises SpatialAvatarError when the split holds no frames or the clip was tracked with another head.
     """
     clip.require_head(renderer.head)
     frames = clip.split(split)
@@ -80,6 +80,7 @@ def evaluate(
             f"{clip.folder}: no frames in split {split!r} (test_from {clip.test_from}, test cameras {clip.test_cameras}); "
             "choose another with --split"
         )
+    frames = spread(frames, limit)
     per_frame: list[dict[str, Any]] = []
     seconds = []
     for done, c in enumerate(compare(renderer, clip, frames, resolution, background)):
@@ -110,6 +111,13 @@ def evaluate(
         "worst_frame": min(per_frame, key=lambda row: row["psnr"]),
         "per_frame": per_frame,
     }
+
+
+def spread(frames: Sequence[FrameIndex], limit: int | None) -> list[FrameIndex]:
+    """At most ``limit`` of the frames, evenly spread, the first among them."""
+    if limit is None or len(frames) <= limit:
+        return list(frames)
+    return [frames[i * len(frames) // limit] for i in range(limit)]
 
 
 def _mean(values: Iterator[float | None]) -> float | None:

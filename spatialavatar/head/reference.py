@@ -52,10 +52,10 @@ def find_head(reference: HeadReference, what: str, places: Iterable[files.Locati
     searched = [os.fspath(place) for place in places]
     searched += [folder for folder in os.environ.get(SEARCH_VARIABLE, "").split(os.pathsep) if folder]
     for place in searched:
-        for candidate in [place] if place.endswith(SUFFIX) else [files.join(place, n) for n in files.list_folder(place)]:
+        candidates = [place] if place.endswith(SUFFIX) else [files.join(place, n) for n in files.list_folder(place)]
+        for candidate in candidates:
             if candidate.endswith(SUFFIX) and files.exists(candidate):
-                _, metadata = files.read_tensors(candidate)
-                if metadata.get("hash") == reference.hash:
+                if files.read_tensor_metadata(candidate).get("hash") == reference.hash:
                     return read_head(candidate)
     if reference.id.startswith("builtin"):
         head = builtin_head()

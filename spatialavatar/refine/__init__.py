@@ -1,0 +1,24 @@
+"""Per-subject refinement (method.md section 4)."""
+
+from spatialavatar.refine.config import AntiSpike, LearningRates, RefineConfig
+from spatialavatar.refine.loop import Refinement, StepTerms
+from spatialavatar.refine.reference_frame import mouth_openness, reference_frame
+from spatialavatar.refine.run import Progress, Start, StopRefinement, avatar_start, refine_clip, template_start
+from spatialavatar.refine.subject import Subject
+
+__all__ = [
+    "AntiSpike",
+    "LearningRates",
+    "Progress",
+    "RefineConfig",
+    "Refinement",
+    "Start",
+    "StepTerms",
+    "StopRefinement",
+    "Subject",
+    "avatar_start",
+    "mouth_openness",
+    "reference_frame",
+    "refine_clip",
+    "template_start",
+]

@@ -44,4 +44,3 @@ class RefineConfig(Config):
     checkpoint_every: int = Field(500, ge=1)  # iterations
     log_every: int = Field(50, ge=1)  # iterations between lines of refine.jsonl
     frame_memory_gb: float = Field(4.0, gt=0)  # decoded frames and posed meshes kept in memory; beyond, made anew
-    evaluate: bool = True  # measure on the held-out frames (without any: on training frames) at the end

@@ -48,6 +48,10 @@ def avatar_start(folder: files.Location, head: HeadModel) -> Start:
     return Start(avatar.gaussians, avatar.layout(head, str(folder)), f"avatar {avatar.identity}")
 
 
+class StopRefinement(Exception):
+    """Raise this from an observer to stop a run after the current iteration, with a checkpoint to resume from."""
+
+
 @dataclass
 class Progress:
     """Where a run stands; handed to the observer after every iteration."""
@@ -65,6 +69,7 @@ def refine_clip(
     config: RefineConfig,
     out: files.Location,
     *,
+    head_file: files.Location | None = None,
     device: torch.device | str = "cpu",
     resume: bool = False,
     force: bool = False,
@@ -72,9 +77,11 @@ def refine_clip(
 ) -> Avatar:
     """Refine ``start`` on the training frames of ``clip`` and write the avatar to the folder ``out``.
 
+    ``head_file`` is where the avatar will look for its head.
+
     The folder gets ``refine.jsonl`` (loss terms every ``log_every`` iterations), ``checkpoint.safetensors`` (removed at
     the end) and the avatar. A killed run resumes from its checkpoint and ends bit-identical on CPU to an undisturbed
-    one. An interrupt writes a checkpoint before it goes on its way. Raises SpatialAvatarError for input that does not
+    one. StopRefinement raised by ``observe`` writes a checkpoint before it goes on its way. Raises SpatialAvatarError for input that does not
     fit, an output folder that is taken, a checkpoint of other inputs, or a loss that is not finite (the last good
     checkpoint stays).
     """
@@ -97,10 +104,9 @@ def refine_clip(
         run.resume()
     elif files.is_local(out):
         files.remove(files.join(out, LOG))
-    subject.preload()
     try:
         run.go()
-    except KeyboardInterrupt:
+    except StopRefinement:
         run.save()
         raise
 
@@ -116,6 +122,7 @@ def refine_clip(
         static_offset=None if clip.params.static_offset is None else clip.params.static_offset[:1],
         reference_params=clip.params[reference],
         provenance={
+            "head_file": None if head_file is None else files.relative(head_file, out),
             "start": start.origin,
             "config": inputs["config"],
             "clip": {
@@ -165,6 +172,8 @@ class _Run:
 
     def go(self) -> None:
         self._since = time.perf_counter()
+        for subject in self.refinement.subjects:
+            subject.preload()
         self.observe(self._progress())
         self.refinement.run(self._after_step)
 
@@ -189,6 +198,7 @@ class _Run:
         self.observe(self._progress())
 
     def _log(self) -> None:
+        self._require_finite()
         means = torch.stack(self._window).double().mean(0)
         self._window = []
         self._tick()
@@ -196,13 +206,13 @@ class _Run:
         line = {"iteration": self.refinement.iteration, **self.latest}
         line["max_aspect_ratio"] = self.refinement.max_aspect_ratio()
         line["seconds"] = round(self.seconds, 3)
-        if not torch.isfinite(means).all():
-            self._require_finite()
         self._log_lines.append(json.dumps(line, allow_nan=False))
         self._write_log()
 
     def _require_finite(self) -> None:
-        sound = all(bool(torch.isfinite(terms).all()) for terms in self._window) and is_finite(self.refinement.parameters)
+        sound = all(bool(torch.isfinite(terms).all()) for terms in self._window) and is_finite(
+            self.refinement.parameters
+        )
         if not sound:
             kept = files.exists(files.join(self.out, checkpoints.FILE))
             raise SpatialAvatarError(

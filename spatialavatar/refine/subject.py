@@ -45,7 +45,9 @@ class Subject:
         self.clip, self.head, self.device = clip, head, device
         self.frames = clip.split("train")
         if not self.frames:
-            raise SpatialAvatarError(f"{clip.folder}: no training frames (test_from {clip.test_from}); nothing to refine")
+            raise SpatialAvatarError(
+                f"{clip.folder}: no training frames (test_from {clip.test_from}); nothing to refine"
+            )
         self.width, self.height = clip.size_at(resolution)
         self._key = int.from_bytes(hashlib.sha256(clip.identity.encode()).digest()[:8], "little")
         self._camera = clip.camera(self.frames).resized(self.width, self.height).to(device)

@@ -1,0 +1,105 @@
+"""What the commands share towards the user: progress, the device, finding the head of an artefact."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Protocol
+
+import typer
+
+if TYPE_CHECKING:
+    import torch
+
+    from spatialavatar.head import HeadModel, HeadReference
+
+SECONDS_BETWEEN_LINES = 5.0  # of plain progress, where no terminal is
+
+HeadOption = Annotated[
+    str | None,
+    typer.Option("--head", metavar="FILE", help="Head file; needed when it is not where it was at refinement."),
+]
+DeviceOption = Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu, or cuda.")]
+BackgroundOption = Annotated[str, typer.Option(help="Colour behind the head: white, black, or r,g,b in 0..1.")]
+
+
+class Update(Protocol):
+    def __call__(self, done: int, note: str = "") -> None: ...
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Update]:
+    """A bar in a terminal; elsewhere a plain line every few seconds and at the end, on stderr."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task(title, total=total, note="")
+            yield lambda done, note="": bar.update(task, completed=done, note=note)
+        return
+
+    began = last = time.monotonic()
+
+    def line(done: int, note: str = "") -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done >= total or now - last >= SECONDS_BETWEEN_LINES:
+            last = now
+            left = (now - began) / done * (total - done) if done else 0.0
+            print(f"{title}: {done}/{total}, {now - began:.0f} s, {left:.0f} s left  {note}".rstrip(), file=sys.stderr)
+
+    yield line
+
+
+def say(message: str) -> None:
+    """A line for the user, on stderr: stdout is for results."""
+    print(message, file=sys.stderr)
+
+
+def choose_device(name: str) -> "torch.device":
+    """Raises SpatialAvatarError for a device that this machine does not have."""
+    import torch
+
+    from spatialavatar.errors import SpatialAvatarError
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.split(":")[0] not in ("cpu", "cuda"):
+        raise SpatialAvatarError(f"--device {name}: expected auto, cpu or cuda")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise SpatialAvatarError(f"--device {name}: no CUDA device here; 'spatialavatar doctor' says why")
+    return torch.device(name)
+
+
+def parse_background(text: str) -> "torch.Tensor":
+    import torch
+
+    from spatialavatar.errors import SpatialAvatarError
+
+    named = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}
+    try:
+        values = named.get(text) or tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != 3 or not all(0 <= v <= 1 for v in values):
+        raise SpatialAvatarError(f"--background {text}: expected white, black or three numbers in 0..1 as 0.5,0.5,0.5")
+    return torch.tensor(values)
+
+
+def resolve_head(reference: "HeadReference", given: str | None, what: str, hints: list[str]) -> "HeadModel":
+    """The head of an artefact: the given file, which must be the right one, or wherever it is found."""
+    from spatialavatar.head import find_head, read_head
+
+    if given is not None:
+        head = read_head(given)
+        reference.require(head, what)
+        return head
+    return find_head(reference, what, hints)

@@ -1,0 +1,132 @@
+"""``spatialavatar evaluate``: an avatar against frames of its clip."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from spatialavatar.cli.console import (
+    BackgroundOption,
+    DeviceOption,
+    HeadOption,
+    choose_device,
+    parse_background,
+    progress,
+    resolve_head,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from spatialavatar.avatar import Avatar
+    from spatialavatar.clip import TrackedClip
+    from spatialavatar.head import HeadModel
+
+SHEET_ROWS = 6
+
+
+def evaluate(
+    avatar: Annotated[str, typer.Argument(metavar="AVATAR", help="An avatar folder.")],
+    clip: Annotated[str, typer.Argument(metavar="CLIP", help="A tracked clip of the same person.")],
+    split: Annotated[str, typer.Option(help="test, train, view (held-out cameras) or all.")] = "test",
+    out: Annotated[str | None, typer.Option("--out", "-o", metavar="FILE", help="Write the report as JSON.")] = None,
+    sheet: Annotated[str | None, typer.Option(metavar="PNG", help="Write a picture: target | avatar | error.")] = None,
+    resolution: Annotated[
+        int | None, typer.Option(help="Pixels of the longer side; what it was refined at unless given.")
+    ] = None,
+    background: BackgroundOption = "white",
+    lpips_weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="AlexNet features for LPIPS (see 'spatialavatar doctor').")
+    ] = None,
+    head: HeadOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure an avatar on held-out frames: PSNR, SSIM, LPIPS, MSE, aspect ratio, frames/s.
+
+    \b
+    spatialavatar evaluate avatars/anna clips/anna --out metrics.json --sheet sheet.png
+    """
+    from spatialavatar.avatar import read_avatar
+    from spatialavatar.clip import open_clip
+
+    subject = read_avatar(avatar)
+    model = resolve_head(subject.head, head, avatar, subject.head_hints(avatar))
+    print_report(
+        report(
+            subject,
+            model,
+            open_clip(clip),
+            split,
+            out=out,
+            sheet=sheet,
+            resolution=resolution,
+            background=parse_background(background),
+            lpips_weights=lpips_weights,
+            device=choose_device(device),
+        )
+    )
+
+
+def report(
+    avatar: "Avatar",
+    head: "HeadModel",
+    clip: "TrackedClip",
+    split: str,
+    *,
+    out: str | None = None,
+    sheet: str | None = None,
+    resolution: int | None = None,
+    background: "torch.Tensor | None" = None,
+    lpips_weights: str | None = None,
+    device: "torch.device",
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """Evaluate, write what is asked for, and return the report."""
+    import torch
+
+    from spatialavatar import files
+    from spatialavatar.avatar import AvatarRenderer
+    from spatialavatar.errors import SpatialAvatarError
+    from spatialavatar.evaluation.metrics import Lpips
+    from spatialavatar.evaluation.self_reenactment import SPLITS, compare, spread
+    from spatialavatar.evaluation.self_reenactment import evaluate as measure
+
+    if split not in SPLITS:
+        raise SpatialAvatarError(f"--split {split}: expected one of {', '.join(SPLITS)}")
+    renderer = AvatarRenderer(avatar, head, device)
+    behind = torch.ones(3) if background is None else background
+    if clip.matte_kind == "burnt_black":
+        behind = torch.zeros(3)  # the target has no other
+    size = resolution or avatar.provenance["config"]["resolution"]
+    lpips = Lpips.find(lpips_weights, device)
+    with progress("evaluating", min(len(clip.split(split)), limit or 10**9)) as update:
+        result = measure(
+            renderer, clip, split, resolution=size, background=behind, lpips=lpips, limit=limit,
+            observe=lambda done, total: update(done),
+        )  # fmt: skip
+    if out is not None:
+        files.write_json(out, result)
+    if sheet is not None:
+        import cv2
+
+        from spatialavatar.evaluation.contact_sheet import contact_sheet
+
+        frames = spread(clip.split(split), SHEET_ROWS)
+        picture = contact_sheet(list(compare(renderer, clip, frames, size, behind)))
+        files.write_bytes(sheet, cv2.imencode(".png", picture[..., ::-1])[1].tobytes())
+    return result
+
+
+def print_report(result: dict[str, Any]) -> None:
+    """A short table on stdout."""
+
+    def shown(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    worst = result["worst_frame"]
+    print(f"{result['identity']} on {result['frames']} {result['split']} frames of {result['clip']}")
+    print(f"  PSNR    {shown(result['psnr'], '.2f')} dB (worst {worst['psnr']:.2f} dB, frame {worst['instant']})")
+    print(f"  SSIM    {shown(result['ssim'], '.4f')}")
+    print(f"  LPIPS   {shown(result['lpips'], '.4f')}")
+    print(f"  MSE     {shown(result['mse'], '.6f')}")
+    print(f"  aspect  {result['max_aspect_ratio']:.2f} at most")
+    print(f"  speed   {result['frames_per_second']:.1f} frames/s at {result['resolution']} pixels")

@@ -1,0 +1,61 @@
+"""``spatialavatar export``: an avatar for other programs."""
+
+from typing import Annotated
+
+import typer
+
+from spatialavatar.cli.console import HeadOption, resolve_head, say
+
+FORMATS = ("ply", "gaussian-avatars")
+
+
+def export(
+    avatar: Annotated[str, typer.Argument(metavar="AVATAR", help="An avatar folder.")],
+    format: Annotated[str, typer.Option("--format", "-f", help="ply (any splat viewer) or gaussian-avatars.")] = "ply",
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="File (ply) or folder; inside the avatar's folder unless given.")
+    ] = None,
+    driver: Annotated[
+        str | None, typer.Option(metavar="CLIP", help="Take pose and expression from this clip, not the reference frame.")
+    ] = None,
+    frame: Annotated[int, typer.Option(help="With --driver and ply: which instant.")] = 0,
+    head: HeadOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Write an avatar as a plain 3DGS PLY, or as a GaussianAvatars folder (heads of FLAME's topology only).
+
+    \b
+    spatialavatar export avatars/anna --format ply --out anna.ply
+    spatialavatar export avatars/anna --format gaussian-avatars --driver clips/anna --out anna_ga
+    """
+    from spatialavatar import files
+    from spatialavatar.avatar import AvatarRenderer, read_avatar
+    from spatialavatar.avatar.animate import still
+    from spatialavatar.avatar.export import write_gaussian_avatars, write_ply
+    from spatialavatar.clip import open_clip
+    from spatialavatar.errors import SpatialAvatarError
+
+    if format not in FORMATS:
+        raise SpatialAvatarError(f"--format {format}: expected one of {', '.join(FORMATS)}")
+    subject = read_avatar(avatar)
+    model = resolve_head(subject.head, head, avatar, subject.head_hints(avatar))
+    renderer = AvatarRenderer(subject, model, "cpu", avatar)
+    params = subject.reference_params
+    if driver is not None:
+        clip = open_clip(driver)
+        clip.require_head(model)
+        if not 0 <= frame < clip.instants:
+            raise SpatialAvatarError(f"--frame {frame}: {driver} has frames 0..{clip.instants - 1}")
+        params = clip.params if format == "gaussian-avatars" else clip.params[frame]
+    if format == "ply":
+        target = out or files.join(avatar, "point_cloud.ply")
+        if files.exists(target) and not force:
+            raise SpatialAvatarError(f"{target}: exists; name another with --out or replace it with --force")
+        world = renderer.world(still(params))
+        write_ply(target, world, [f"SpatialAvatar {subject.identity}", subject.licence_note])
+    else:
+        target = out or files.join(avatar, "gaussian-avatars")
+        files.claim_output_folder(target, "point_cloud", force)
+        own = params.with_identity(subject.shape, subject.static_offset)
+        write_gaussian_avatars(target, model, renderer.layout, subject.gaussians, own)
+    say(f"{subject.gaussians.count} Gaussians -> {target}\n{subject.licence_note}")

@@ -1,0 +1,76 @@
+"""The ``spatialavatar`` command. Exit codes: 0 done, 2 the user's input, 1 our fault, 130 interrupted."""
+
+import os
+
+# before torch and numba start their thread pools, which fight over the cores otherwise (splat/cpu/runtime.py)
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import errno
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from spatialavatar import __version__
+from spatialavatar.cli import animate, clip, demo, doctor, evaluate, export, head, refine
+from spatialavatar.errors import SpatialAvatarError
+
+app = typer.Typer(
+    name="spatialavatar",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Tracked head videos in, animatable 3D Gaussian head avatars out. Start with: spatialavatar demo",
+)
+app.command("demo")(demo.demo)
+app.command("refine")(refine.refine)
+app.command("evaluate")(evaluate.evaluate)
+app.command("animate")(animate.animate)
+app.command("export")(export.export)
+app.add_typer(head.app, name="head")
+app.add_typer(clip.app, name="clip")
+app.command("doctor")(doctor.doctor)
+
+_debug = False
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of errors.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    global _debug
+    _debug = debug
+
+
+def run() -> None:
+    """Entry point: every error becomes one line and an exit code."""
+    try:
+        app()
+    except SpatialAvatarError as e:
+        _fail(str(e), 2)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            _fail(f"internal error: {type(e).__name__}: {e}; run again with 'spatialavatar --debug ...'", 1)
+        _fail(f"{e.filename or 'output'}: {(e.strerror or str(e)).lower()}; what was written before is kept", 2)
+    except Exception as e:
+        _fail(f"internal error: {type(e).__name__}: {e}; run again with 'spatialavatar --debug ...' and report it", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    if _debug:
+        traceback.print_exc()
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

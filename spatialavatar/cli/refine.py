@@ -1,0 +1,118 @@
+"""``spatialavatar refine``: a tracked clip becomes an avatar."""
+
+import signal
+from typing import Annotated
+
+import typer
+
+from spatialavatar.cli.console import DeviceOption, choose_device, progress, say
+
+EVALUATED_TRAINING_FRAMES = 20  # of a clip without held-out frames
+METRICS = "metrics.json"
+
+
+def refine(
+    clip: Annotated[str, typer.Argument(metavar="CLIP", help="A tracked clip: its folder or clip.json.")],
+    head: Annotated[str, typer.Option("--head", metavar="FILE", help="The head that the clip was tracked with.")],
+    out: Annotated[str, typer.Option("--out", "-o", metavar="AVATAR", help="Folder for the avatar.")],
+    init: Annotated[str, typer.Option(metavar="AVATAR|template", help="What to start from.")] = "template",
+    config: Annotated[
+        str | None, typer.Option(metavar="FILE", help="YAML with any of the values of configs/refine.yaml.")
+    ] = None,
+    iterations: Annotated[int | None, typer.Option(help="Steps; the method's 10000 unless given.")] = None,
+    resolution: Annotated[int | None, typer.Option(help="Pixels of the image's longer side; 512 unless given.")] = None,
+    uv_resolution: Annotated[
+        int | None, typer.Option(help="Texels along the UV square, one Gaussian each; 256 unless given.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other value; may be repeated.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint of a stopped run.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace what --out holds.")] = False,
+    measure: Annotated[
+        bool, typer.Option("--evaluate/--no-evaluate", help="Write metrics.json on the held-out frames at the end.")
+    ] = True,
+    device: DeviceOption = "auto",
+) -> None:
+    """Refine an avatar of one person from a tracked clip.
+
+    \b
+    spatialavatar refine clips/anna --head flame2020.head.safetensors --out avatars/anna
+    spatialavatar refine clips/anna --head builtin.head.safetensors --out quick --resolution 256 \\
+        --uv-resolution 128 --iterations 2000 --set anti_spike.aspect_tau=0.7
+    """
+    from spatialavatar.clip import open_clip
+    from spatialavatar.config import load_config
+    from spatialavatar.head import read_head
+    from spatialavatar.refine import (
+        Progress,
+        RefineConfig,
+        StopRefinement,
+        avatar_start,
+        refine_clip,
+        template_start,
+    )
+
+    shortcuts = {"iterations": iterations, "resolution": resolution, "uv_resolution": uv_resolution}
+    overrides = [f"{key}={value}" for key, value in shortcuts.items() if value is not None]
+    settings = load_config(RefineConfig, config, [*(set_ or []), *overrides])
+    where = choose_device(device)
+    model = read_head(head)
+    footage = open_clip(clip)
+    footage.require_head(model)
+    if init == "template":
+        start = template_start(model, settings.uv_resolution)
+    else:
+        start = avatar_start(init, model)
+    say(_plan(footage, start.layout.count, start.origin, settings.iterations, str(where)))
+
+    stop = False
+
+    def request_stop(*_: object) -> None:
+        nonlocal stop
+        if stop:
+            raise KeyboardInterrupt
+        stop = True
+        say("stopping after this iteration, with a checkpoint (press again to stop at once)")
+
+    previous = signal.signal(signal.SIGINT, request_stop)
+    try:
+        with progress("refining", settings.iterations) as update:
+
+            def observe(state: Progress) -> None:
+                note = f"loss {state.latest['loss']:.4f}" if state.latest else ""
+                update(state.iteration, note)
+                if stop:
+                    raise StopRefinement
+
+            avatar = refine_clip(
+                footage, model, start, settings, out, head_file=head, device=where, resume=resume, force=force,
+                observe=observe,
+            )  # fmt: skip
+    except StopRefinement:
+        say(f"stopped; go on with the same command and --resume (checkpoint in {out})")
+        raise typer.Exit(130) from None
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+    trained = avatar.provenance["metrics"]
+    say(f"{trained['iterations']} iterations in {trained['seconds']:.1f} s -> {out}")
+    if measure:
+        from spatialavatar.cli.evaluate import print_report, report
+
+        split, limit = ("test", None) if footage.split("test") else ("train", EVALUATED_TRAINING_FRAMES)
+        print_report(report(avatar, model, footage, split, out=f"{out}/{METRICS}", device=where, limit=limit))
+
+
+def _plan(clip, gaussians: int, origin: str, iterations: int, device: str) -> str:  # type: ignore[no-untyped-def]
+    train, test = clip.split("train"), clip.split("test")
+    spans = f"frames {train[0].instant}..{train[-1].instant}" if train else "no frames"
+    held_out = f"; {len(test)} held out from frame {clip.test_from}" if test else "; none held out"
+    cameras = f", {clip.cameras} cameras" if clip.cameras > 1 else ""
+    note = ""
+    if clip.matte_kind != "alpha":
+        note = f"\nno alpha in this clip (matte: {clip.matte_kind}): training on a black background only"
+    return (
+        f"clip {clip.identity}: training on {len(train)} images ({spans}{cameras}){held_out}\n"
+        f"{gaussians} Gaussians from the {origin}, {iterations} iterations on {device}{note}"
+    )
