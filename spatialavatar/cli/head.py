@@ -1,5 +1,6 @@
 """``spatialavatar head``: make head model files and look into them."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,9 @@ def convert(
     landmarks: Annotated[
         str | None, typer.Option(metavar="NPZ|NPY", help="FLAME only: an embedding of the 68 landmarks.")
     ] = None,
+    codes: Annotated[
+        str | None, typer.Option(metavar="S,E", help="FLAME only: shape and expression columns, if not 300,100.")
+    ] = None,
     force: Force = False,
 ) -> None:
     """Convert a FLAME pickle, the ICT archive or an ICT-FaceKit checkout.
@@ -37,7 +41,7 @@ def convert(
     from spatialavatar.head.file import write_head
 
     _claim(out, force)
-    head = write_head(out, *convert_head(source, uv=uv, id=id, landmarks=landmarks))
+    head = write_head(out, *convert_head(source, uv=uv, id=id, landmarks=landmarks, codes=_two(codes)))
     _print_written(out, head)
 
 
@@ -113,6 +117,17 @@ def _print_written(out: str, head) -> None:  # type: ignore[no-untyped-def]
         f"expression codes, licence {head.info.licence}"
     )
     typer.echo(f"Artefacts made with it must say: {head.info.attribution}")
+
+
+def _two(codes: str | None) -> tuple[int, int] | None:
+    if codes is None:
+        return None
+    from spatialavatar.errors import SpatialAvatarError
+
+    match = re.fullmatch(r"(\d+),(\d+)", codes.replace(" ", ""))
+    if match is None:
+        raise SpatialAvatarError(f"--codes {codes}: expected two numbers, e.g. --codes 100,50")
+    return int(match[1]), int(match[2])
 
 
 def _claim(out: str, force: bool) -> None:
