@@ -1,6 +1,6 @@
 """Triangle frames and the binding of Gaussians to them (method.md section 1; paper eq. 1).
 
-This is the specification in torch; ``splat/cpu/bind.py`` is its fused twin on the CPU.
+``bind_torch`` is the specification; ``splat/cpu/bind.py`` is its fused twin on the CPU.
 """
 
 from dataclasses import dataclass
@@ -82,8 +82,21 @@ def bind(
 ) -> WorldGaussians:
     """Place Gaussians on a posed mesh: x = R x_local s + c, q = q_face (x) q_local, scale = exp(log_scale) s.
 
-    Colours pass through; opacity is the sigmoid of its logit.
+    Colours pass through; opacity is the sigmoid of its logit. In float32 on the CPU, with a mesh that needs no
+    gradient, the fused kernels do it; otherwise ``bind_torch``.
     """
+    tensors = [*local.tensors().values(), vertices]
+    if all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors) and not vertices.requires_grad:
+        from spatialavatar.splat.cpu.bind import bind_cpu  # here, because numba takes a second to import
+
+        return bind_cpu(local, vertices, faces, face_index)
+    return bind_torch(local, vertices, faces, face_index)
+
+
+def bind_torch(
+    local: LocalGaussians, vertices: Float[Tensor, "B V 3"], faces: Int[Tensor, "F 3"], face_index: Int[Tensor, " N"]
+) -> WorldGaussians:
+    """``bind`` in plain torch, for any device and precision; differentiable in the mesh, too."""
     frames = triangle_frames(vertices, faces[face_index])
     means = (frames.rotation @ local.position[..., None]).squeeze(-1) * frames.scale[..., None] + frames.centroid
     local_rotation = torch.nn.functional.normalize(local.rotation, dim=-1)

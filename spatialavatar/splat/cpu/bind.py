@@ -1,7 +1,7 @@
-"""Fused CPU kernels of ``splat.binding.bind``: Gaussians placed on a posed mesh, and the exact way back.
+"""Fused CPU kernels of ``splat.binding.bind_torch``: Gaussians placed on a posed mesh, and the exact way back.
 
 The frame of each face is computed once, then each Gaussian reads its parent's. No gradient flows to the mesh, which
-is frozen wherever speed matters; ``splat.binding.bind`` has that gradient, too.
+is frozen wherever speed matters; ``splat.binding.bind_torch`` has that gradient, too.
 """
 
 import math
@@ -31,19 +31,19 @@ _FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 def bind_cpu(
     local: LocalGaussians, vertices: Float[Tensor, "B V 3"], faces: Int[Tensor, "F 3"], face_index: Int[Tensor, " N"]
 ) -> WorldGaussians:
-    """``splat.binding.bind`` for float32 on the CPU; differentiable in the local Gaussians alone.
+    """``splat.binding.bind_torch`` for float32 on the CPU; differentiable in the local Gaussians alone.
 
     Raises SpatialAvatarError when ``vertices`` require a gradient, or when types or batches do not fit.
     """
     if vertices.requires_grad:
         raise SpatialAvatarError(
-            "bind_cpu has no gradient for the mesh: detach the vertices, or use spatialavatar.splat.binding.bind"
+            "bind_cpu has no gradient for the mesh: detach the vertices, or use spatialavatar.splat.binding.bind_torch"
         )
     for name, tensor in {**local.tensors(), "vertices": vertices}.items():
         if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
             raise SpatialAvatarError(
                 f"bind_cpu takes float32 on the CPU, but {name} is {tensor.dtype} on {tensor.device}: "
-                "convert it, or use spatialavatar.splat.binding.bind"
+                "convert it, or use spatialavatar.splat.binding.bind_torch"
             )
     if vertices.shape[0] != local.batch or face_index.shape[0] != local.count:
         raise SpatialAvatarError(
