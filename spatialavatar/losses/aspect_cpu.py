@@ -20,9 +20,12 @@ from torch import Tensor
 from spatialavatar.splat.cpu.runtime import kernel, kernel_guard
 
 _BLOCKS = 16  # of Gaussians, per subject: the grain of the parallel loop and of the sums
-# The constants of aspect.py (a test compares them).
-_NEAR, _LOW_PASS, _FOOTPRINT, _JACOBIAN_MARGIN = (np.float32(v) for v in (0.01, 0.3, 3.33, 0.3))
-_LEAST_MEAN, _LEAST_DISCRIMINANT, _LEAST_DETERMINANT = (np.float32(v) for v in (1e-16, 1e-12, 1e-24))
+_LARGEST = np.float32(1e30)  # pixels^2
+# The constants of aspect.py and splat/projection.py (a test compares them).
+_NEAR, _FAR, _EPS2D, _FOOTPRINT, _JACOBIAN_MARGIN = (np.float32(v) for v in (0.01, 1e10, 0.3, 3.33, 0.15))
+_LEAST_QUATERNION, _LEAST_MEAN, _LEAST_DISCRIMINANT, _LEAST_DETERMINANT = (
+    np.float32(v) for v in (1e-30, 1e-16, 1e-12, 1e-24)
+)
 _ZERO, _HALF, _ONE, _TWO = (np.float32(v) for v in (0, 0.5, 1, 2))
 
 # Everything of fastmath but the promise that there is no NaN.
@@ -96,7 +99,7 @@ def _aspect(  # type: ignore[no-untyped-def]
         b, block = task // _BLOCKS, task % _BLOCKS
         fx, fy, cx, cy = intrinsics[b, 0, 0], intrinsics[b, 1, 1], intrinsics[b, 0, 2], intrinsics[b, 1, 2]
         image_width, image_height, least = np.float32(width), np.float32(height), np.float32(tau)
-        margin_x, margin_y = _JACOBIAN_MARGIN * _HALF * image_width / fx, _JACOBIAN_MARGIN * _HALF * image_height / fy
+        margin_x, margin_y = _JACOBIAN_MARGIN * image_width / fx, _JACOBIAN_MARGIN * image_height / fy
         least_squared_ratio = math.exp(_TWO * least)
         least_u, most_u = -cx / fx - margin_x, (image_width - cx) / fx + margin_x
         least_v, most_v = -cy / fy - margin_y, (image_height - cy) / fy + margin_y
@@ -108,7 +111,7 @@ def _aspect(  # type: ignore[no-untyped-def]
             scales_gradient[b, i, :] = _ZERO
             m0, m1, m2 = means[b, i, 0], means[b, i, 1], means[b, i, 2]
             z = w[2, 0] * m0 + w[2, 1] * m1 + w[2, 2] * m2 + w[2, 3]
-            if z < _NEAR:
+            if not _NEAR < z < _FAR:
                 continue
             per_z = _ONE / z
             x_over_z = (w[0, 0] * m0 + w[0, 1] * m1 + w[0, 2] * m2 + w[0, 3]) * per_z
@@ -122,8 +125,10 @@ def _aspect(  # type: ignore[no-untyped-def]
 
             # R of the normalised quaternion, and U = J W R S, of which p is the first row and q the second
             qw, qx, qy, qz = quats[b, i, 0], quats[b, i, 1], quats[b, i, 2], quats[b, i, 3]
-            length = max(math.sqrt(qw * qw + qx * qx + qy * qy + qz * qz), np.float32(1e-12))
-            per_length = _ONE / length
+            squared = qw * qw + qx * qx + qy * qy + qz * qz
+            if not squared > _LEAST_QUATERNION:
+                continue
+            per_length = _ONE / math.sqrt(squared)
             qw, qx, qy, qz = qw * per_length, qx * per_length, qy * per_length, qz * per_length
             r00, r01, r02 = _ONE - _TWO * (qy * qy + qz * qz), _TWO * (qx * qy - qw * qz), _TWO * (qx * qz + qw * qy)
             r10, r11, r12 = _TWO * (qx * qy + qw * qz), _ONE - _TWO * (qx * qx + qz * qz), _TWO * (qy * qz - qw * qx)
@@ -136,12 +141,13 @@ def _aspect(  # type: ignore[no-untyped-def]
             q0, q1, q2 = f0 * s0, f1 * s1, f2 * s2
             covariance_a, covariance_c = p0 * p0 + p1 * p1 + p2 * p2, q0 * q0 + q1 * q1 + q2 * q2
 
-            radius_x = np.ceil(_FOOTPRINT * math.sqrt(covariance_a + _LOW_PASS))
-            radius_y = np.ceil(_FOOTPRINT * math.sqrt(covariance_c + _LOW_PASS))
+            radius_x = np.ceil(_FOOTPRINT * math.sqrt(covariance_a + _EPS2D))
+            radius_y = np.ceil(_FOOTPRINT * math.sqrt(covariance_c + _EPS2D))
             column, row = fx * x_over_z + cx, fy * y_over_z + cy
-            if column + radius_x <= _ZERO or column - radius_x >= image_width:
-                continue
-            if row + radius_y <= _ZERO or row - radius_y >= image_height:
+            across = column + radius_x > _ZERO and column - radius_x < image_width
+            down = row + radius_y > _ZERO and row - radius_y < image_height
+            finite = covariance_a + covariance_c < _LARGEST  # false for NaN, too
+            if not (across and down and finite):
                 continue
             seen += 1
 
