@@ -60,10 +60,13 @@ def write_gaussian_avatars(
     }
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **motion)  # type: ignore[arg-type]
-    values = {name: tensor[0].detach().double().cpu().numpy() for name, tensor in local.tensors().items()}
     write_splats(
         files.join(folder, "point_cloud.ply"),
-        **values,
+        position=_array(local.position[0]),
+        color=_array(local.color[0]),
+        opacity_logit=_array(local.opacity_logit[0]),
+        log_scale=_array(local.log_scale[0]),
+        rotation=_array(local.rotation[0]),
         binding=layout.face_index.cpu().numpy(),
         comments=comments,
     )

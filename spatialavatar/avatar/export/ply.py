@@ -49,25 +49,25 @@ def read_ply(location: files.Location) -> WorldGaussians:
     """The Gaussians of a plain PLY (B = 1), colours from degree 0. Raises SpatialAvatarError."""
     vertex = _read_vertices(location)
     return WorldGaussians(
-        means=_columns(vertex, "x y z"),
-        quats=_columns(vertex, "rot_0 rot_1 rot_2 rot_3"),
-        scales=_columns(vertex, "scale_0 scale_1 scale_2").exp(),
-        colors=_columns(vertex, "f_dc_0 f_dc_1 f_dc_2") * SH_DEGREE_0 + 0.5,
-        opacities=torch.sigmoid(_columns(vertex, "opacity"))[..., 0],
+        means=_columns(location, vertex, "x y z"),
+        quats=_columns(location, vertex, "rot_0 rot_1 rot_2 rot_3"),
+        scales=_columns(location, vertex, "scale_0 scale_1 scale_2").exp(),
+        colors=_columns(location, vertex, "f_dc_0 f_dc_1 f_dc_2") * SH_DEGREE_0 + 0.5,
+        opacities=torch.sigmoid(_columns(location, vertex, "opacity"))[..., 0],
     )
 
 
 def read_bound_ply(location: files.Location) -> tuple[LocalGaussians, torch.Tensor]:
     """The triangle-local Gaussians (B = 1) and the faces [N] of a GaussianAvatars PLY. Raises SpatialAvatarError."""
     vertex = _read_vertices(location)
-    if "binding_0" not in (vertex.dtype.names or ()):
+    if "binding_0" not in vertex.dtype.names:
         raise SpatialAvatarError(f"{location}: has no binding_0, so its Gaussians are not bound to triangles")
     local = LocalGaussians(
-        position=_columns(vertex, "x y z"),
-        rotation=_columns(vertex, "rot_0 rot_1 rot_2 rot_3"),
-        log_scale=_columns(vertex, "scale_0 scale_1 scale_2"),
-        color=_columns(vertex, "f_dc_0 f_dc_1 f_dc_2") * SH_DEGREE_0 + 0.5,
-        opacity_logit=_columns(vertex, "opacity")[..., 0],
+        position=_columns(location, vertex, "x y z"),
+        rotation=_columns(location, vertex, "rot_0 rot_1 rot_2 rot_3"),
+        log_scale=_columns(location, vertex, "scale_0 scale_1 scale_2"),
+        color=_columns(location, vertex, "f_dc_0 f_dc_1 f_dc_2") * SH_DEGREE_0 + 0.5,
+        opacity_logit=_columns(location, vertex, "opacity")[..., 0],
     )
     return local, torch.from_numpy(vertex["binding_0"].astype(np.int64))
 
@@ -112,15 +112,18 @@ def _read_vertices(location: files.Location) -> np.ndarray:
     data = files.read_bytes(location)
     try:
         ply = PlyData.read(io.BytesIO(data))
-        return np.asarray(ply["vertex"].data)
+        vertex = np.asarray(ply["vertex"].data)
     except (PlyParseError, ValueError, KeyError, EOFError, MemoryError, UnicodeDecodeError) as e:
         raise SpatialAvatarError(f"{location}: not a readable PLY of splats ({e}); it may be truncated") from None
+    if vertex.dtype.names is None:
+        raise SpatialAvatarError(f"{location}: its vertices have no values, so it is no PLY of 3D Gaussian splats")
+    return vertex
 
 
-def _columns(vertex: np.ndarray, names: str) -> torch.Tensor:
-    missing = [name for name in names.split() if name not in (vertex.dtype.names or ())]
+def _columns(location: files.Location, vertex: np.ndarray, names: str) -> torch.Tensor:
+    missing = [name for name in names.split() if name not in vertex.dtype.names or vertex.dtype[name].kind not in "fiu"]
     if missing:
-        raise SpatialAvatarError(f"PLY without {', '.join(missing)}: not a file of 3D Gaussian splats")
+        raise SpatialAvatarError(f"{location}: has no {', '.join(missing)}, so it is no PLY of 3D Gaussian splats")
     stacked = np.stack([vertex[name] for name in names.split()], -1).astype(np.float32)
     return torch.from_numpy(stacked)[None]
 
