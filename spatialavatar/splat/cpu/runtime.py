@@ -28,6 +28,7 @@ from spatialavatar.errors import SpatialAvatarError
 numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]  # type: ignore[attr-defined]
 
 _one_at_a_time = threading.RLock()
+_scratch_buffers: dict[str, np.ndarray] = {}  # only touched inside the guard
 _in_forked_child = threading.Event()
 os.register_at_fork(after_in_child=_in_forked_child.set)
 
@@ -53,12 +54,12 @@ def kernel(*, parallel: bool = False, fastmath: bool | set[str] = False, inline:
 
     Numba's own cache looks only at the file of the function itself, and silently reuses code that has inlined
     something old from another file. ``fastmath=True`` assumes that no value is NaN or infinite; kernels that test for
-    those take ``fastmath={"contract"}``.
+    those take ``fastmath={"contract"}``. ``inline=True`` is for small functions called by kernels.
     """
 
     def compile_lazily(function: Callable[..., Any]) -> Any:
         if inline:
-            return numba.njit(function, fastmath=fastmath, inline="always")
+            return numba.njit(function, fastmath=fastmath or {"contract"}, forceinline=True)
         dispatcher = numba.njit(function, parallel=parallel, fastmath=fastmath, cache=True)
         index: Any = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
         if hasattr(index, "_source_stamp"):
@@ -76,9 +77,21 @@ def aligned_empty(shape: int | tuple[int, ...], dtype: Any = np.float32) -> np.n
     return raw[start : start + count].view(dtype).reshape(shape)
 
 
+def scratch(name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
+    """An uninitialised aligned array that is valid until the guard is released: one buffer per name, which grows.
+
+    Fresh memory of tens of megabytes costs more in page faults than the kernels that fill it.
+    """
+    count = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    buffer = _scratch_buffers.get(name)
+    if buffer is None or buffer.size < count:
+        buffer = _scratch_buffers[name] = aligned_empty(count + count // 4, np.uint8)
+    return buffer[:count].view(dtype).reshape(shape)
+
+
 def _source_digest(own_file: Path) -> str:
     digest = hashlib.sha256()
-    for path in [*sorted(Path(__file__).parent.glob("*.py")), own_file]:
+    for path in [*sorted(Path(__file__).parents[1].rglob("*.py")), own_file]:
         if path.is_file():
             digest.update(path.read_bytes())
     return digest.hexdigest()
