@@ -60,7 +60,7 @@ def read_ply(location: files.Location) -> WorldGaussians:
 def read_bound_ply(location: files.Location) -> tuple[LocalGaussians, torch.Tensor]:
     """The triangle-local Gaussians (B = 1) and the faces [N] of a GaussianAvatars PLY. Raises SpatialAvatarError."""
     vertex = _read_vertices(location)
-    if "binding_0" not in vertex.dtype.names:
+    if "binding_0" not in (vertex.dtype.names or ()):
         raise SpatialAvatarError(f"{location}: has no binding_0, so its Gaussians are not bound to triangles")
     local = LocalGaussians(
         position=_columns(location, vertex, "x y z"),
@@ -121,7 +121,8 @@ def _read_vertices(location: files.Location) -> np.ndarray:
 
 
 def _columns(location: files.Location, vertex: np.ndarray, names: str) -> torch.Tensor:
-    missing = [name for name in names.split() if name not in vertex.dtype.names or vertex.dtype[name].kind not in "fiu"]
+    present = {name for name in vertex.dtype.names or () if vertex.dtype[name].kind in "fiu"}
+    missing = [name for name in names.split() if name not in present]
     if missing:
         raise SpatialAvatarError(f"{location}: has no {', '.join(missing)}, so it is no PLY of 3D Gaussian splats")
     stacked = np.stack([vertex[name] for name in names.split()], -1).astype(np.float32)
