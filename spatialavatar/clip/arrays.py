@@ -33,6 +33,7 @@ SHAPES = {
 }
 OPTIONAL = ("static_offset", "face_box", "landmarks")
 ROTATION_TOLERANCE = 1e-3  # on the entries of R R^T - I
+SHORTEST_FOCAL = 0.1  # of the image's longer side (157 degrees); normalised intrinsics fall below
 
 
 def write_arrays(folder: files.Location, arrays: dict[str, np.ndarray]) -> None:
@@ -153,9 +154,11 @@ def _check_intrinsics(header: ClipHeader, matrices: np.ndarray, finite: np.ndarr
     form = np.abs(k[..., [0, 1, 2, 2], [1, 0, 0, 1]]).max(-1) + np.abs(k[..., 2, 2] - 1)
     for frame in _frames(form > 1e-4):
         faults.append(Fault(PARAMS_FILE, frame, "intrinsics", "is not [[fx 0 cx] [0 fy cy] [0 0 1]]"))
-    for frame in _frames((focal < 1).any(-1)):
+    shortest = SHORTEST_FOCAL * max(header.width, header.height)
+    for frame in _frames((focal < shortest).any(-1)):
         shown = f"{focal[frame][0]:.4g}, {focal[frame][1]:.4g}"
-        faults.append(Fault(PARAMS_FILE, frame, "intrinsics", f"focal lengths {shown}, expected positive pixels"))
+        message = f"focal lengths {shown}, expected at least {shortest:.4g}: in pixels and positive"
+        faults.append(Fault(PARAMS_FILE, frame, "intrinsics", message))
     for frame in _frames((np.abs(centre - size / 2) > size * 1.5).any(-1)):
         shown = f"({centre[frame][0]:.4g}, {centre[frame][1]:.4g})"
         message = f"principal point {shown} is far outside the {header.width} x {header.height} image; in pixels?"
