@@ -89,8 +89,6 @@ def _for_cpu(gaussians: WorldGaussians, camera: Camera) -> WorldGaussians:
         raise SpatialAvatarError(
             "the cpu backend has no gradients for cameras: detach the camera or use backend='reference'"
         )
-    if gaussians.colors.shape[-1] != 3:
-        raise SpatialAvatarError("the cpu backend handles three channels so far")
     for field in fields(gaussians):
         tensor = getattr(gaussians, field.name)
         if tensor.device.type != "cpu":

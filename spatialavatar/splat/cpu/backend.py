@@ -10,59 +10,70 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from spatialavatar.splat.camera import Camera
-from spatialavatar.splat.cpu import binning, compositing, projection
+from spatialavatar.splat.cpu import binning, compositing, compositing_channels, projection
 from spatialavatar.splat.cpu.binning import TileLists
 from spatialavatar.splat.cpu.runtime import aligned_empty, kernel_guard, scratch
 from spatialavatar.splat.gaussians import WorldGaussians
 
 
 @dataclass(frozen=True)
-class _Saved:
+class Forward:
     """What the backward pass of one picture needs from its forward pass."""
 
     camera: np.ndarray
     records: np.ndarray
     lists: TileLists
+    colors: np.ndarray  # padded; not used with three channels
     transmittance: np.ndarray
     stop: np.ndarray
 
 
-def render_forward(attributes: list[np.ndarray], camera: np.ndarray, features: np.ndarray) -> _Saved:
-    means, quats, scales, colors, opacities = attributes
-    height, width, _ = features.shape
-    records = aligned_empty((means.shape[0], projection.RECORD))
-    columns = np.empty((means.shape[0], 2), np.int32)
-    projection.project(means, quats, scales, colors, opacities, camera, records, columns)
-    lists = binning.tile_lists(binning.depth_order(records, columns), records, columns, width, height)
-    transmittance = np.empty((height, width), np.float32)
-    stop = np.empty(lists.first.shape[0] - 1, np.int32)
-    compositing.composite(
-        records, lists.first, lists.gaussian, lists.rows, lists.work, lists.work_count, features, transmittance, stop
-    )
-    return _Saved(camera, records, lists, transmittance, stop)
+def project(attributes: list[np.ndarray], camera: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Records and tile columns of N Gaussians (means, quats, scales, colours, opacities)."""
+    count = attributes[0].shape[0]
+    records, columns = aligned_empty((count, projection.RECORD)), np.empty((count, 2), np.int32)
+    projection.project(*attributes, camera, records, columns)
+    return records, columns
 
 
-def render_backward(
-    attributes: list[np.ndarray],
-    saved: _Saved,
-    features: np.ndarray,
-    v_features: np.ndarray,
-    v_alpha: np.ndarray,
-    gradients: list[np.ndarray],
+def composite(
+    colors: np.ndarray, camera: np.ndarray, records: np.ndarray, lists: TileLists, features: np.ndarray
+) -> Forward:
+    """Fill ``features`` [H, W, C]."""
+    height, width, channels = features.shape
+    transmittance, stop = np.empty((height, width), np.float32), np.empty(lists.first.shape[0] - 1, np.int32)
+    work = (lists.first, lists.gaussian, lists.rows, lists.work, lists.work_count)
+    if channels == 3:
+        compositing.composite(records, *work, features, transmittance, stop)
+    else:
+        colors = compositing_channels.pad_colors(colors)
+        compositing_channels.composite(records, colors, *work, features, transmittance, stop)
+    return Forward(camera, records, lists, colors, transmittance, stop)
+
+
+def composite_backward(
+    forward: Forward, features: np.ndarray, v_features: np.ndarray, v_alpha: np.ndarray
+) -> np.ndarray:
+    """One row of gradients per intersection; valid until the kernel guard is released."""
+    lists, channels = forward.lists, features.shape[-1]
+    rows = scratch("intersections", (lists.gaussian.shape[0], compositing_channels.gradient_width(channels)))
+    work = (lists.first, lists.gaussian, lists.rows, lists.work, lists.work_count)
+    pictures = (features, forward.transmittance, forward.stop, v_features, v_alpha)
+    if channels == 3:
+        compositing.composite_backward(forward.records, *work, *pictures, rows)
+    else:
+        compositing_channels.composite_backward(forward.records, forward.colors, *work, *pictures, rows)
+    return rows
+
+
+def project_backward(
+    attributes: list[np.ndarray], forward: Forward, rows: np.ndarray, gradients: list[np.ndarray]
 ) -> None:
     """Add the gradients of one picture to ``gradients`` (same order as the attributes)."""
-    means, quats, scales, _, _ = attributes
-    g_means, g_quats, g_scales, g_colors, g_opacities = gradients
-    lists = saved.lists
-    rows = scratch("intersection gradients", (lists.gaussian.shape[0], compositing.GRADIENTS))
-    compositing.composite_backward(
-        saved.records, lists.first, lists.gaussian, lists.rows, lists.work, lists.work_count,
-        features, saved.transmittance, saved.stop, v_features, v_alpha, rows,
-    )  # fmt: skip
+    lists = forward.lists
     projection.project_backward(
-        means, quats, scales, saved.camera, saved.records, lists.first_of_gaussian, lists.of_gaussian, rows,
-        g_means, g_quats, g_scales, g_colors, g_opacities,
-    )  # fmt: skip
+        *attributes[:3], forward.camera, forward.records, lists.first_of_gaussian, lists.of_gaussian, rows, *gradients
+    )
 
 
 class _Rasterize(torch.autograd.Function):
@@ -78,7 +89,11 @@ class _Rasterize(torch.autograd.Function):
         with kernel_guard():
             for b in range(batch):
                 own = [a[min(b, a.shape[0] - 1)] for a in arrays]
-                saved.append(render_forward(own, projection.camera_parameters(camera, b), features[b].numpy()))
+                parameters = projection.camera_parameters(camera, b)
+                records, columns = project(own, parameters)
+                order = binning.depth_order(records, columns)
+                lists = binning.tile_lists(order, records, columns, camera.width, camera.height)
+                saved.append(composite(own[3], parameters, records, lists, features[b].numpy()))
                 np.subtract(1, saved[b].transmittance, out=alpha[b].numpy())
         ctx.save_for_backward(features, *attributes)
         ctx.saved = saved
@@ -95,9 +110,8 @@ class _Rasterize(torch.autograd.Function):
             for b, saved in enumerate(ctx.saved):
                 own = [a[min(b, a.shape[0] - 1)] for a in arrays]
                 own_gradients = [g.numpy()[min(b, g.shape[0] - 1)] for g in gradients]
-                render_backward(
-                    own, saved, features[b].numpy(), v_features[b].numpy(), v_alpha[b].numpy(), own_gradients
-                )
+                rows = composite_backward(saved, features[b].numpy(), v_features[b].numpy(), v_alpha[b].numpy())
+                project_backward(own, saved, rows, own_gradients)
         return None, *gradients
 
 

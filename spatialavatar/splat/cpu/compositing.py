@@ -31,8 +31,7 @@ from spatialavatar.splat.cpu.simd import (
 )
 
 PIXELS = TILE_WIDTH * TILE_HEIGHT
-GRADIENTS = 16  # floats in an intersection's row of gradients: centre 2, conic 3, opacity 1, colour 3, padding
-_CHECK_EVERY = 8  # intersections between two looks for rows that are done
+CHECK_EVERY = 8  # intersections between two looks for rows that are done
 
 
 @kernel(inline=True)
@@ -185,10 +184,9 @@ def composite(records, first, gaussian, rows, work, work_count, features, transm
                 if i + 6 < end:
                     prefetch(records, np.int64(gaussian[i + 6]) * RECORD)
                 row_begin, row_end = max(rows[i] & 255, alive_begin), min(rows[i] >> 8, alive_end)
-                if row_end <= row_begin:
-                    continue
-                _segment(records, gaussian[i], tile_x, tile_y, row_begin, row_end, transmittance, red, green, blue)
-                if (i - begin) % _CHECK_EVERY == _CHECK_EVERY - 1:
+                if row_end > row_begin:
+                    _segment(records, gaussian[i], tile_x, tile_y, row_begin, row_end, transmittance, red, green, blue)
+                if (i - begin) % CHECK_EVERY == CHECK_EVERY - 1:
                     alive_begin, alive_end = alive_rows(transmittance, alive_begin, alive_end)
                     if alive_begin >= alive_end:
                         stop[tile] = i + 1
@@ -263,13 +261,24 @@ def composite_backward(
                 if i + 6 < end:
                     prefetch(records, np.int64(gaussian[i + 6]) * RECORD)
                 row_begin, row_end = max(rows[i] & 255, alive_begin), min(rows[i] >> 8, alive_end)
-                if row_end <= row_begin:
+                if row_end > row_begin:
+                    _segment_backward(
+                        records,
+                        gaussian[i],
+                        tile_x,
+                        tile_y,
+                        row_begin,
+                        row_end,
+                        transmittance,
+                        rest,
+                        v_red,
+                        v_green,
+                        v_blue,
+                        gradients,
+                        i,
+                    )
+                else:
                     gradients[i, :9] = np.float32(0)
-                    continue
-                _segment_backward(
-                    records, gaussian[i], tile_x, tile_y, row_begin, row_end,
-                    transmittance, rest, v_red, v_green, v_blue, gradients, i,
-                )  # fmt: skip
-                if (i - begin) % _CHECK_EVERY == _CHECK_EVERY - 1:
+                if (i - begin) % CHECK_EVERY == CHECK_EVERY - 1:
                     alive_begin, alive_end = alive_rows(transmittance, alive_begin, alive_end)
             gradients[stop[tile] : end, :9] = np.float32(0)
