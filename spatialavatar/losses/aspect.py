@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from spatialavatar.losses.aspect_cpu import aspect_loss_cpu
 from spatialavatar.splat.binding import quaternion_to_rotation
 from spatialavatar.splat.camera import Camera
 from spatialavatar.splat.gaussians import WorldGaussians
@@ -42,6 +41,8 @@ def aspect_loss(gaussians: WorldGaussians, camera: Camera, tau: float) -> Float[
     if all(t.device.type == "cpu" and t.dtype == torch.float32 for t in (*inputs, *fixed)) and not any(
         t.requires_grad for t in fixed
     ):
+        from spatialavatar.losses.aspect_cpu import aspect_loss_cpu  # here, because numba takes a second to import
+
         return aspect_loss_cpu(*inputs, *fixed, camera.width, camera.height, tau)
     return aspect_loss_torch(gaussians, camera, tau)
 

@@ -14,8 +14,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from spatialavatar.losses.photometric_cpu import l1_and_ssim_cpu
-
 if TYPE_CHECKING:
     from spatialavatar.splat.rasterize import Rendering
 
@@ -94,6 +92,8 @@ def photometric_loss(
     if all(t.device.type == "cpu" and t.dtype == torch.float32 for t in inputs) and not any(
         t.requires_grad for t in given
     ):
+        from spatialavatar.losses.photometric_cpu import l1_and_ssim_cpu  # here, because numba takes a second to import
+
         return PhotometricTerms(*l1_and_ssim_cpu(*inputs, l1_weight, ssim_weight))
     return photometric_loss_torch(rendering, target, region, background, l1_weight=l1_weight, ssim_weight=ssim_weight)
 
