@@ -35,6 +35,7 @@ from spatialavatar.splat.camera import Camera
 
 Split = Literal["train", "test", "view", "all"]
 Frames = FrameIndex | Sequence[FrameIndex]
+Progress = Callable[[int, int], None]  # frames done, frames in all
 
 
 @dataclass(frozen=True)
@@ -264,6 +265,3 @@ def _resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return pixels
     shrinks = size[0] <= width and size[1] <= height
     return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-
-
-Progress = Callable[[int, int], None]  # frames done, frames in all

@@ -53,8 +53,10 @@ def validate_clip(
     except SpatialAvatarError as e:
         faults.append(Fault(PARAMS_FILE, None, "file", str(e).removeprefix(files.join(text, PARAMS_FILE) + ": ")))
     else:
-        faults += check_arrays(header, arrays)
-        faults += check_geometry(header, _sound(header, arrays), head)
+        of_arrays = check_arrays(header, arrays)
+        # geometry is not looked at through broken numbers
+        sound = {name: array for name, array in arrays.items() if name not in {fault.field for fault in of_arrays}}
+        faults += of_arrays + check_geometry(header, sound, head)
     faults += _check_pictures(text, header, progress)
     return faults
 
@@ -62,6 +64,9 @@ def validate_clip(
 def check_geometry(header: ClipHeader, arrays: dict[str, np.ndarray], head: HeadModel | None) -> list[Fault]:
     """Cameras that do not see the head, boxes and landmarks outside the image. ``arrays`` without faulty ones."""
     faults: list[Fault] = []
+    if head is not None and "static_offset" in arrays and len(arrays["static_offset"]) != head.vertex_count:
+        message = f"has {len(arrays['static_offset'])} rows, head '{head.info.id}' has {head.vertex_count} vertices"
+        faults.append(Fault(PARAMS_FILE, None, "static_offset", message))
     if "face_box" in arrays:
         faults += _check_boxes_inside(header, arrays["face_box"].astype(np.float64))
     if "world_to_camera" not in arrays or "intrinsics" not in arrays:
@@ -118,12 +123,6 @@ def _check_head(header: ClipHeader, head: HeadModel) -> list[Fault]:
         )
         faults.append(Fault(HEADER_FILE, None, "head.hash", message))
     return faults
-
-
-def _sound(header: ClipHeader, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays of which check_arrays found no fault: geometry is not looked at through broken numbers."""
-    faulty = {fault.field for fault in check_arrays(header, arrays)}
-    return {name: array for name, array in arrays.items() if name not in faulty}
 
 
 def _head_points(header: ClipHeader, arrays: dict[str, np.ndarray], head: HeadModel | None) -> torch.Tensor | None:

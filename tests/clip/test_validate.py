@@ -3,19 +3,21 @@
 import json
 import zlib
 from collections.abc import Callable
+from dataclasses import replace as replace_params
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from spatialavatar import files
 from spatialavatar.clip import Fault, FrameIndex, validate_clip
 from spatialavatar.clip.arrays import read_arrays, write_arrays
 from spatialavatar.clip.pictures import encode
 from spatialavatar.errors import SpatialAvatarError
-from tests.builders.clips import tiny_clip, tiny_head
+from tests.builders.clips import tiny_clip, tiny_head, tiny_params
 
 Damage = Callable[[Path], None]
 
@@ -284,6 +286,15 @@ def test_landmarks_far_from_the_mesh(tmp_path: Path) -> None:
     array("landmarks", lambda a: a * np.array([1, 0.2], np.float32))(tmp_path)
     faults = validate_clip(tmp_path, head)
     assert faults and all(f.field == "landmarks" and "from the posed head's landmarks" in f.message for f in faults)
+
+
+def test_static_offset_of_another_head(tmp_path: Path) -> None:
+    params = replace_params(tiny_params(4), static_offset=torch.zeros(4, tiny_head().vertex_count, 3))
+    tiny_clip(tmp_path, params=params)
+    assert validate_clip(tmp_path, tiny_head()) == []
+    array("static_offset", lambda a: a[:-2])(tmp_path)
+    (fault,) = validate_clip(tmp_path, tiny_head())
+    assert fault.field == "static_offset" and "has 75 rows, head 'tiny' has 77 vertices" in fault.message
 
 
 def test_no_clip_at_all(tmp_path: Path) -> None:

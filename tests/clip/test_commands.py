@@ -1,0 +1,61 @@
+"""``spatialavatar clip``: exit codes and what is printed."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from spatialavatar.cli.clip import app
+from spatialavatar.clip import open_clip
+from spatialavatar.head import HeadModel, write_head
+from tests.builders.clips import tiny_clip, tiny_head
+from tests.clip.test_importers import write_source
+
+
+@pytest.fixture
+def head_file(tmp_path: Path) -> str:
+    head: HeadModel = tiny_head()
+    path = tmp_path / "tiny.head.safetensors"
+    write_head(path, head.info, {name: buffer.numpy() for name, buffer in head.named_buffers()})
+    return str(path)
+
+
+def test_import_validate_inspect(tmp_path: Path, head_file: str) -> None:
+    source, out = write_source(tmp_path / "source"), str(tmp_path / "clip")
+    result = CliRunner().invoke(app, ["import", str(source), "--head", head_file, "--out", out, "--test-last", "2"])
+    assert result.exit_code == 0, result.output
+    assert "5 instants x 1 cameras at 32 x 24, 3 train, 2 test" in result.output and "importing 5/5" in result.output
+    result = CliRunner().invoke(app, ["validate", out, "--head", head_file])
+    assert result.exit_code == 0 and "no faults" in result.output
+    sheet = str(tmp_path / "sheet.png")
+    result = CliRunner().invoke(app, ["inspect", out, "--head", head_file, "--frames", "0,4", "--out", sheet])
+    assert result.exit_code == 0 and "2 frames" in result.output and Path(sheet).exists()
+
+
+def test_validate_lists_faults_and_exits_with_2(tmp_path: Path) -> None:
+    tiny_clip(tmp_path / "clip")
+    (tmp_path / "clip/images/000001.jpg").unlink()
+    (tmp_path / "clip/masks/000002.png").write_bytes(b"")
+    result = CliRunner().invoke(app, ["validate", str(tmp_path / "clip")])
+    assert result.exit_code == 2
+    assert "images/000001.jpg, instant 1 camera 0: file: is missing" in result.stdout
+    assert "masks/000002.png, instant 2 camera 0: content: the file is empty" in result.stdout
+    assert "2 faults" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["import", "synthesize", "validate", "inspect"])
+def test_help_shows_an_example(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0 and f"spatialavatar clip {command} " in result.output
+
+
+def test_synthesize(tmp_path: Path, head_file: str) -> None:
+    pytest.importorskip("spatialavatar.clip.synthetic")
+    out = str(tmp_path / "made-up")
+    arguments = ["--frames", "3", "--size", "48", "--cameras", "2", "--test-cameras", "1", "--test-last", "1"]
+    result = CliRunner().invoke(app, ["synthesize", "--out", out, *arguments])
+    assert result.exit_code == 0, result.output
+    clip = open_clip(out)
+    assert (clip.instants, clip.cameras, clip.width, clip.test_from, clip.test_cameras) == (3, 2, 48, 2, [1])
+    result = CliRunner().invoke(app, ["validate", out])
+    assert result.exit_code == 0, result.output

@@ -1,0 +1,207 @@
+"""The npz importer on a hand-made folder, and on the test pack's clip when it is there."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from spatialavatar.clip import FrameIndex, TrackedClip, validate_clip
+from spatialavatar.clip.importers import import_clip, import_npz
+from spatialavatar.clip.inspect import inspect_clip
+from spatialavatar.clip.pictures import decode, encode, encoded_size
+from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.head import HeadModel
+from tests.builders.clips import (
+    CHIN,
+    EYE_LEFT,
+    EYE_RIGHT,
+    NOSE,
+    tiny_cameras,
+    tiny_clip,
+    tiny_head,
+    tiny_params,
+    tiny_pictures,
+)
+
+WIDTH, HEIGHT, T = 32, 24, 5
+
+
+def write_source(folder: Path, *, roi: bool = True, kind: Any = "jpg", **changes: Any) -> Path:
+    """A folder as the npz importer reads it; ``changes`` replace arrays, None removes one."""
+    world_to_camera, intrinsics = tiny_cameras(T, 1, WIDTH, HEIGHT)
+    p = tiny_params(T)
+    arrays: dict[str, Any] = {
+        "frame_ids": np.arange(10, 10 + T, dtype=np.int32),
+        "image_size": np.array([WIDTH, HEIGHT], np.int32),
+        "K": intrinsics[0, 0].numpy(),
+        "w2c": world_to_camera[:, 0].numpy(),
+        "shape": p.shape[0].numpy(),
+        "expr": p.expression.numpy(),
+        "jaw": p.jaw.numpy(),
+        "eye_left": p.eyes[:, :3].numpy(),
+        "eye_right": p.eyes[:, 3:].numpy(),
+        "bbox": np.tile(np.float32([8, 6, 24, 20]), (T, 1)),
+        "fps": np.float32(30),
+        "unknown_extra": np.zeros(3),
+        **changes,
+    }
+    for name in ("images", "masks", *(["roi"] if roi else [])):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    np.savez(folder / "params.npz", **{k: v for k, v in arrays.items() if v is not None})
+    for t in range(T):
+        image, matte, region = tiny_pictures(t, 0, WIDTH, HEIGHT)
+        (folder / f"images/{10 + t:06d}.{kind}").write_bytes(encode(image, kind))
+        (folder / f"masks/{10 + t:06d}.png").write_bytes(encode(matte, "png"))
+        if roi:
+            (folder / f"roi/{10 + t:06d}.png").write_bytes(encode(region, "png"))
+    return folder
+
+
+def test_import(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "Anna K.")
+    clip = import_clip(source, tmp_path / "clip", tiny_head(), test_last=2, licence="CC0")
+    assert (clip.identity, clip.instants, clip.cameras, clip.fps, clip.test_from) == ("Anna_K.", T, 1, 30, 3)
+    assert clip.matte_kind == "alpha" and clip.has_region and clip.source.licence == "CC0"
+    p = tiny_params(T)
+    assert torch.equal(clip.params.shape, p.shape) and torch.equal(clip.params.expression, p.expression)
+    assert torch.equal(clip.params.eyes, p.eyes) and torch.equal(clip.params.jaw, p.jaw)
+    assert not clip.params.neck.any() and not clip.params.translation.any()
+    for folder, ending in (("images", "jpg"), ("masks", "png"), ("roi", "png")):
+        for t in range(T):
+            copied = (tmp_path / f"clip/{folder}/{t:06d}.{ending}").read_bytes()
+            assert copied == (source / f"{folder}/{10 + t:06d}.{ending}").read_bytes()
+    assert validate_clip(clip.folder, tiny_head()) == []
+
+
+def test_left_is_right_in_the_picture(tmp_path: Path) -> None:
+    head = tiny_head()
+    clip = import_npz(write_source(tmp_path / "source"), head, tmp_path / "clip")
+    check_upright_and_unmirrored(clip, head, left=EYE_LEFT, right=EYE_RIGHT, up=NOSE, down=CHIN)
+
+
+def check_upright_and_unmirrored(
+    clip: TrackedClip, head: HeadModel, *, left: int, right: int, up: int, down: int
+) -> None:
+    """The subject's left eye is on the right of the picture, the chin below the nose, the face towards the camera."""
+    frames = clip.split("all")[:: max(1, clip.instants // 20)]
+    camera = clip.camera(frames)
+    with torch.no_grad():
+        vertices = head(clip.params_at(frames))
+    pixels, depth = camera.project(head.landmarks(vertices))
+    assert (pixels[:, left, 0] > pixels[:, right, 0]).all()
+    assert (pixels[:, down, 1] > pixels[:, up, 1]).all()
+    assert (depth > 0).all() and (depth.mean(1) < camera.project(vertices)[1].mean(1)).all()
+
+
+def test_png_images_and_no_region(tmp_path: Path) -> None:
+    clip = import_npz(write_source(tmp_path / "source", roi=False, kind="png"), tiny_head(), tmp_path / "clip")
+    assert not clip.has_region
+    expected = torch.from_numpy(tiny_pictures(2, 0, WIDTH, HEIGHT)[0]).float() / 255
+    assert torch.equal(clip.frame(FrameIndex(2, 0)).image, expected)
+
+
+def test_camera_for_each_frame(tmp_path: Path) -> None:
+    k = tiny_cameras(T, 1, WIDTH, HEIGHT)[1][:, 0].numpy() * (1 + np.arange(T)[:, None, None] * [[0.01], [0.01], [0]])
+    clip = import_npz(write_source(tmp_path / "source", K=k), tiny_head(), tmp_path / "clip")
+    np.testing.assert_allclose(clip.intrinsics[:, 0], k, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"w2c": None}, r"params\.npz: lacks w2c"),
+        (
+            {"expr": np.zeros((T, 9), np.float32)},
+            r"expr has shape \[5, 9\], expected \[5, 4\] .*head 'tiny' has 3 shape",
+        ),
+        ({"jaw": np.zeros((T + 1, 3), np.float32)}, r"jaw has shape \[6, 3\]"),
+        ({"w2c": np.full((T, 4, 4), np.nan)}, "world_to_camera: holds NaN"),
+        ({"image_size": np.array([64, 24])}, "images: is 32 x 24 pixels, expected 64 x 24"),
+        ({"frame_ids": np.arange(T)}, r"images/000000\.\w+: no such file"),
+        ({"frame_ids": np.arange(T) - 2}, "frame_ids must lie in"),
+        ({"frame_ids": np.zeros(0)}, "frame_ids must be a list"),
+        ({"landmarks2d": np.zeros(7)}, r"landmarks2d has shape \[7\]"),
+        ({"shape": np.array([{"pickled": 1}])}, "not a readable npz archive of plain arrays"),
+        ({"shape": np.array(["a", "b", "c"])}, "shape is <U1, expected numbers"),
+    ],
+)
+def test_refused_sources(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    source = write_source(tmp_path / "source", **changes)
+    with pytest.raises(SpatialAvatarError, match=message) as caught:
+        import_clip(source, tmp_path / "clip", tiny_head())
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "clip/clip.json").exists()
+
+
+def test_refused_requests(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source")
+    for arguments, message in (
+        ({"test_last": T}, r"expected 1\.\.4"),
+        ({"test_last": -1}, r"expected 1\.\.4"),
+        ({"format": "abc"}, "there are auto, npz"),
+    ):
+        with pytest.raises(SpatialAvatarError, match=message):
+            import_clip(source, tmp_path / "clip", tiny_head(), **arguments)  # type: ignore[arg-type]
+    with pytest.raises(SpatialAvatarError, match="is the source folder"):
+        import_clip(source, source, tiny_head(), force=True)
+    with pytest.raises(SpatialAvatarError, match="no such folder"):
+        import_clip(tmp_path / "absent", tmp_path / "clip", tiny_head())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SpatialAvatarError, match="not recognised as any of npz"):
+        import_clip(tmp_path / "empty", tmp_path / "clip", tiny_head())
+    (source / "params.npz").write_bytes(b"PK\x03\x04 torn")
+    with pytest.raises(SpatialAvatarError, match="not a readable npz archive"):
+        import_clip(source, tmp_path / "clip", tiny_head())
+
+
+def test_inspection_sheet(tmp_path: Path) -> None:
+    clip = tiny_clip(tmp_path / "clip", cameras=2, width=64, height=48)
+    shown = inspect_clip(clip, tiny_head(), tmp_path / "sheet.png", [0, FrameIndex(3, 1)])
+    assert shown == [(0, 0), (0, 1), (3, 1)]
+    data = (tmp_path / "sheet.png").read_bytes()
+    size = encoded_size(data)
+    sheet = decode(data, size.width, size.height, color=True).astype(int)
+    # the middle panel of the first row: the subject's left, orange, on the right
+    width, height = 256, 192
+    top = size.height - 3 * (height + 2)
+    panel = sheet[top : top + height, width + 2 : 2 * width + 2]
+    orange = panel[..., 0] - panel[..., 2]
+    assert orange[80:110, 140:150].mean() > 20 and orange[80:110, 106:116].mean() < -20
+    with pytest.raises(SpatialAvatarError, match="no frame at instant 9"):
+        inspect_clip(clip, tiny_head(), tmp_path / "other.png", [9])
+    assert not (tmp_path / "other.png").exists()
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrackedClip, HeadModel]:
+    root = os.environ.get("SPATIALAVATAR_TEST_DATA")
+    if not root:
+        pytest.skip("SPATIALAVATAR_TEST_DATA is not set: no test pack")
+    from spatialavatar.head import write_head
+    from spatialavatar.head.convert import convert_head
+
+    folder = tmp_path_factory.mktemp("real")
+    head = write_head("memory://real/ict.head.safetensors", *convert_head(str(Path(root, "data/ict_head.npz"))))
+    clip = import_clip(Path(root, "data/clips/speaker"), folder / "speaker", head, test_last=50)
+    return clip, head
+
+
+def test_real_clip(real: tuple[TrackedClip, HeadModel]) -> None:
+    clip, head = real
+    assert (clip.instants, clip.width, clip.height, clip.fps, clip.has_region) == (241, 512, 512, 24, True)
+    assert len(clip.split("train")) == 191 and len(clip.split("test")) == 50
+    assert validate_clip(clip.folder, head) == []
+
+
+def test_real_clip_is_upright_and_fits(real: tuple[TrackedClip, HeadModel]) -> None:
+    """Mean distance of tracked and projected landmarks: the pack's README measured 2.63 px over all frames."""
+    clip, head = real
+    check_upright_and_unmirrored(clip, head, left=45, right=36, up=30, down=8)  # ibug68: eye corners, nose tip, chin
+    frames = clip.split("all")[::10]
+    with torch.no_grad():
+        projected = clip.camera(frames).project(head.landmarks(head(clip.params_at(frames))))[0]
+    assert clip.landmarks is not None
+    assert (projected - clip.landmarks[::10, 0]).norm(dim=-1).mean() < 3.0
