@@ -50,6 +50,11 @@ def bind_cpu(
             f"bind_cpu: {local.batch} x {local.count} Gaussians do not fit {vertices.shape[0]} meshes "
             f"and {face_index.shape[0]} parent faces"
         )
+    for name, index, size in (("face_index", face_index, faces.shape[0]), ("faces", faces, vertices.shape[1])):
+        if index.numel() and not (index.min() >= 0 and index.max() < size):  # the kernels read without looking
+            raise SpatialAvatarError(
+                f"bind_cpu: {name} must lie in 0..{size - 1}; head and UV layout do not fit together"
+            )
     frames = _face_frames(vertices, faces)
     means, quats, scales = _Bind.apply(local.position, local.rotation, local.log_scale, frames, face_index)
     return WorldGaussians(means, quats, scales, local.color, torch.sigmoid(local.opacity_logit))
@@ -70,10 +75,8 @@ class _Bind(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         parents = face_index.long().contiguous().numpy()
         rotation = rotation.detach().contiguous()
-        means, quats, scales = (
-            torch.empty_like(t, requires_grad=False).contiguous() for t in (position, rotation, log_scale)
-        )
-        torch.exp(log_scale.detach(), out=scales)  # vectorised, unlike a kernel's
+        means, quats = (torch.empty(t.shape, dtype=torch.float32) for t in (position, rotation))
+        scales = log_scale.detach().contiguous().exp()  # vectorised, unlike a kernel's; times s in the kernel
         with kernel_guard():
             _place(
                 position.detach().contiguous().numpy(),
@@ -92,7 +95,7 @@ class _Bind(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rotation, scales = ctx.saved_tensors
         means_gradient, quats_gradient, scales_gradient = gradients
-        in_position, in_rotation = torch.empty_like(means_gradient), torch.empty_like(quats_gradient)
+        in_position, in_rotation = (torch.empty(t.shape, dtype=torch.float32) for t in gradients[:2])
         with kernel_guard():
             _place_backward(
                 means_gradient.contiguous().numpy(),
