@@ -1,11 +1,12 @@
 """``spatialavatar clip``: make tracked clips, check them, look at them."""
 
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Annotated
 
 import typer
+
+from spatialavatar.cli.console import Update, progress
 
 app = typer.Typer(no_args_is_help=True, help="Tracked clips: import, synthesize, validate, inspect.")
 
@@ -37,7 +38,7 @@ def import_(
     from spatialavatar.clip.importers import import_clip
     from spatialavatar.head.file import read_head
 
-    with _progress("importing") as progress:
+    with _progress("importing") as update:
         clip = import_clip(
             source,
             out,
@@ -46,7 +47,7 @@ def import_(
             test_last,
             identity=identity,
             licence=licence,
-            progress=progress,
+            progress=update,
             force=force,
         )
     typer.echo(_summary(clip))
@@ -87,14 +88,14 @@ def synthesize(
         raise SpatialAvatarError(f"--test-last {test_last} leaves nothing to train on, expected less than {frames}")
     model = read_head(head) if head else builtin_head()
     capture = synthesize_capture(model, identity=identity, motion=motion, frames=frames, size=size, cameras=cameras)
-    with _progress("rendering") as progress:
+    with _progress("rendering") as update:
         clip = write_synthetic(
             capture,
             model,
             out,
             test_from=frames - test_last if test_last else None,
             test_cameras=_numbers(test_cameras, "--test-cameras"),
-            progress=progress,
+            progress=update,
             force=force,
         )
     typer.echo(_summary(clip))
@@ -116,8 +117,8 @@ def validate(
     from spatialavatar.head.file import read_head
 
     model = read_head(head) if head else None
-    with _progress("checking") as progress:
-        faults = validate_clip(clip, model, progress)
+    with _progress("checking") as update:
+        faults = validate_clip(clip, model, update)
     for fault in faults:
         typer.echo(str(fault))
     if faults:
@@ -170,20 +171,14 @@ def _numbers(text: str, option: str) -> list[int]:
 
 
 @contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal; elsewhere a plain line each tenth of the work. On standard error."""
-    if not sys.stderr.isatty():
+def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Progress of work that learns its length as it starts."""
+    with ExitStack() as stack:
+        started: list[Update] = []
 
-        def line(done: int, of: int) -> None:
-            if done == of or done * 10 // of > (done - 1) * 10 // of:
-                typer.echo(f"{what} {done}/{of}", err=True)
+        def update(done: int, of: int) -> None:
+            if not started:
+                started.append(stack.enter_context(progress(title, of)))
+            started[0](done)
 
-        yield line
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, of: bar.update(task, completed=done, total=of)
+        yield update

@@ -24,7 +24,7 @@ def test_import_validate_inspect(tmp_path: Path, head_file: str) -> None:
     source, out = write_source(tmp_path / "source"), str(tmp_path / "clip")
     result = CliRunner().invoke(app, ["import", str(source), "--head", head_file, "--out", out, "--test-last", "2"])
     assert result.exit_code == 0, result.output
-    assert "5 instants x 1 cameras at 32 x 24, 3 train, 2 test" in result.output and "importing 5/5" in result.output
+    assert "5 instants x 1 cameras at 32 x 24, 3 train, 2 test" in result.output and "importing: 5/5" in result.output
     result = CliRunner().invoke(app, ["validate", out, "--head", head_file])
     assert result.exit_code == 0 and "no faults" in result.output
     sheet = str(tmp_path / "sheet.png")
