@@ -15,13 +15,13 @@ import scipy.sparse
 from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head.convert.charts import uv_charts
-from spatialavatar.head.convert.flame_assets import read_flame_landmarks, read_flame_uv
+from spatialavatar.head.convert.flame_assets import TEETH_FACES, read_flame_landmarks, read_flame_uv
 from spatialavatar.head.model import JOINTS, HeadInfo
 from spatialavatar.head.unpickle import read_pickle
 
 COLUMNS = (300, 100)  # of shapedirs: shape, then expression
 PARENTS = (-1, 0, 1, 1, 1)
-FLAME_FACES, TEETH_FACES = 9976, 168  # a tracker's teeth patch follows FLAME's own faces, 120 vertices more
+FLAME_FACES = 9976
 KEYS = ("v_template", "f", "shapedirs", "posedirs", "J_regressor", "weights", "kintree_table")
 
 OPEN_LICENCE = "CC-BY-4.0"

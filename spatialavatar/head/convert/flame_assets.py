@@ -28,13 +28,14 @@ LANDMARK_KEYS = (
     ("lmk_face_idx", "lmk_b_coords"),  # FLAME's static embedding, where it holds all 68
 )
 LANDMARKS = 68
+TEETH_FACES = 168  # of the patch that trackers put after FLAME's own faces
 
 
 def read_flame_uv(location: files.Location, faces: np.ndarray, source: files.Location) -> tuple[np.ndarray, np.ndarray]:
     """(uv [U, 2] in [0, 1], v up; uv_faces [F, 3]) for a mesh with these faces.
 
-    The unwrap must list the faces in the mesh's order. It may lack the mesh's last faces, or leave them without UV
-    (a tracker's teeth patch); faces beyond the mesh's are ignored. Raises SpatialAvatarError.
+    The unwrap must list the faces in the mesh's order. Mesh or unwrap may have a tracker's teeth patch at its end that
+    the other has not. Raises SpatialAvatarError.
     """
     if str(location).endswith(".npz"):
         uv, uv_faces, mesh_faces = _uv_of_npz(location)
@@ -44,8 +45,10 @@ def read_flame_uv(location: files.Location, faces: np.ndarray, source: files.Loc
     if not len(uv) or not len(uv_faces) or (uv_faces < 0).all():
         raise SpatialAvatarError(f"{location}: holds no UV; give FLAME's head_template.obj")
     common = min(len(faces), len(uv_faces))
-    if common < len(faces) and len(faces) - common != 168:
-        raise SpatialAvatarError(f"{location}: UV for {common} faces, {source} has {len(faces)}; it is of another mesh")
+    if abs(len(faces) - len(uv_faces)) not in (0, TEETH_FACES):
+        raise SpatialAvatarError(
+            f"{location}: UV for {len(uv_faces)} faces, {source} has {len(faces)}; it is of another mesh"
+        )
     if mesh_faces is not None and not np.array_equal(mesh_faces[:common], faces[:common]):
         at = int((mesh_faces[:common] != faces[:common]).any(1).argmax())
         raise SpatialAvatarError(
