@@ -8,8 +8,10 @@ from torch import Tensor
 
 from spatialavatar.avatar.avatar import Avatar
 from spatialavatar.head import HeadModel, HeadParams
-from spatialavatar.splat import LocalGaussians, Rendering, WorldGaussians, bind, rasterize
+from spatialavatar.splat.binding import bind
 from spatialavatar.splat.camera import Camera
+from spatialavatar.splat.gaussians import LocalGaussians, WorldGaussians
+from spatialavatar.splat.rasterize import Rendering, rasterize
 
 
 def gaussians_for(avatar: Avatar, params: HeadParams, camera: Camera) -> LocalGaussians:

@@ -1,8 +1,8 @@
 """The layout-preserving refinement (method.md section 4; paper section 3.3 and appendix A.4).
 
-A random training frame -> pose the mesh -> bind (eq. 1) -> splat -> loss -> Adam step -> clamp. Mesh, binding, count and
-order of the Gaussians never change: no densification, no pruning. Several subjects of one layout are one optimisation
-along the batch axis; no term mixes them, so a subject's result does not depend on what it is batched with.
+A random training frame -> pose the mesh -> bind (eq. 1) -> splat -> loss -> Adam step -> clamp. Mesh, binding, count
+and order of the Gaussians never change: no densification, no pruning. Several subjects of one layout are one
+optimisation along the batch axis; no term mixes them, so a subject's result does not depend on what it is batched with.
 """
 
 import math
@@ -18,10 +18,13 @@ from spatialavatar.losses.aspect import aspect_loss
 from spatialavatar.losses.photometric import photometric_loss
 from spatialavatar.refine.anti_spike import clamp_log_scale, max_aspect_ratio
 from spatialavatar.refine.config import RefineConfig
-from spatialavatar.refine.parameters import NAMES, Parameters, to_gaussians, to_parameters
+from spatialavatar.refine.parameters import NAMES, to_gaussians, to_parameters
 from spatialavatar.refine.subject import Subject, TrainingView
-from spatialavatar.splat import LocalGaussians, WorldGaussians, bind, rasterize, rest_scale
+from spatialavatar.splat.binding import bind
 from spatialavatar.splat.camera import Camera
+from spatialavatar.splat.gaussians import LocalGaussians, WorldGaussians
+from spatialavatar.splat.rasterize import rasterize
+from spatialavatar.splat.template_skin import rest_scale
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,16 @@ class StepTerms:
 
 
 TERM_NAMES = ("loss", "l1", "ssim", "aspect")
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # of Adam, by torch's names
+ADAM_EPS = 1e-15  # as 3DGS: the gradients of a mean over pixels are far below Adam's usual 1e-8
 
 
 class Refinement:
     """The state of one optimisation: parameters, Adam moments, iteration.
 
     All subjects share the head, the layout and the image size. ``start`` has one row per subject; with the clamp on,
-    its scales are clamped before the first iteration.
+    its scales are clamped before the first iteration. Each subject has parameter tensors of its own, which meet only
+    along the batch axis of the splatter, so that its rounding is the same in any batch.
     """
 
     def __init__(
@@ -65,30 +71,26 @@ class Refinement:
         self.subjects, self.config, self.iteration = list(subjects), config, 0
         self._faces, self._face_index = head.faces, layout.face_index
         self._rest_scale = rest_scale(head.template, head.faces, layout.face_index)
-        self.parameters = to_parameters(start, self._rest_scale)
-        self.initial_log_scale = start.log_scale.detach().clone()
+        self.parameters = [to_parameters(start[i], self._rest_scale) for i in range(len(subjects))]
+        self.initial_log_scale = [p["log_scale"].detach().clone() for p in self.parameters]
         self._clamp()
-        groups = [
-            {"params": [self.parameters[name]], "name": name, "lr": getattr(config.learning_rates, name)}
-            for name in NAMES
-        ]
-        self.optimizer = torch.optim.Adam(groups, eps=1e-15, fused=True)
+        groups = [{"params": [p[name] for p in self.parameters], "name": name} for name in NAMES]
+        self.optimizer = torch.optim.Adam(groups, eps=ADAM_EPS, fused=True)
 
     def gaussians(self) -> LocalGaussians:
         """The current Gaussians, detached."""
-        with torch.no_grad():
-            return to_gaussians(self.parameters, self._rest_scale)
+        detached = [{name: tensor.detach() for name, tensor in p.items()} for p in self.parameters]
+        return LocalGaussians.cat([to_gaussians(p, self._rest_scale) for p in detached])
 
     def max_aspect_ratio(self) -> float:
-        return max_aspect_ratio(self.parameters["log_scale"].detach())
+        return max(max_aspect_ratio(p["log_scale"].detach()) for p in self.parameters)
 
     def step(self) -> StepTerms:
         """One iteration."""
         config, spikes, t = self.config, self.config.anti_spike, self.iteration
         views = [s.view(s.row_at(config.seed, t)) for s in self.subjects]
         background = torch.cat([self._background(s, t) for s in self.subjects])
-        world = self._world(views)
-        camera = Camera.cat([v.camera for v in views])
+        world, camera = self._world(views), Camera.cat([v.camera for v in views])
         photometric = photometric_loss(
             rasterize(world, camera),
             torch.cat([v.target(b[None]) for v, b in zip(views, background)]),
@@ -114,36 +116,31 @@ class Refinement:
         while self.iteration < self.config.iterations:
             after_step(self.step())
 
-    def state(self) -> dict[str, Tensor]:
-        """Everything that going on needs beside config and input, as flat tensors with a leading batch axis."""
-        tensors = {"initial_log_scale": self.initial_log_scale}
-        for name in NAMES:
-            parameter = self.parameters[name]
+    def state(self, subject: int = 0) -> dict[str, Tensor]:
+        """Everything that going on with a subject needs beside its config and input, as flat tensors."""
+        tensors = {"initial_log_scale": self.initial_log_scale[subject]}
+        for name, parameter in self.parameters[subject].items():
             tensors[name] = parameter.detach()
-            moments = self.optimizer.state.get(parameter)
-            if moments:
-                tensors[f"{name}.exp_avg"] = moments["exp_avg"]
-                tensors[f"{name}.exp_avg_sq"] = moments["exp_avg_sq"]
-                tensors[f"{name}.step"] = moments["step"].reshape(1)
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"{name}.{key}"] = value.reshape(1) if key == "step" else value
         return tensors
 
-    def load_state(self, tensors: dict[str, Tensor], iteration: int) -> None:
-        device = self.parameters["position"].device
+    def load_state(self, tensors: dict[str, Tensor], iteration: int, subject: int = 0) -> None:
+        device = self._rest_scale.device
         self.iteration = iteration
-        self.initial_log_scale = tensors["initial_log_scale"].to(device)
+        self.initial_log_scale[subject] = tensors["initial_log_scale"].to(device)
         with torch.no_grad():
-            for name in NAMES:
-                parameter = self.parameters[name]
+            for name, parameter in self.parameters[subject].items():
                 parameter.copy_(tensors[name])
-                if f"{name}.step" in tensors:
-                    self.optimizer.state[parameter] = {
-                        "exp_avg": tensors[f"{name}.exp_avg"].to(device),
-                        "exp_avg_sq": tensors[f"{name}.exp_avg_sq"].to(device),
-                        "step": tensors[f"{name}.step"].reshape(()).to(device),
-                    }
+                moments = {key: tensors[f"{name}.{key}"].to(device) for key in MOMENTS if f"{name}.{key}" in tensors}
+                if moments:
+                    self.optimizer.state[parameter] = {**moments, "step": moments["step"].reshape(())}
+
+    def is_finite(self) -> bool:
+        return all(bool(torch.isfinite(tensor).all()) for p in self.parameters for tensor in p.values())
 
     def _world(self, views: Sequence[TrainingView]) -> WorldGaussians:
-        local = to_gaussians(self.parameters, self._rest_scale)
+        local = LocalGaussians.cat([to_gaussians(p, self._rest_scale) for p in self.parameters])
         return bind(local, torch.cat([v.vertices for v in views]), self._faces, self._face_index)
 
     def _background(self, subject: Subject, iteration: int) -> Tensor:
@@ -157,18 +154,13 @@ class Refinement:
         for group in self.optimizer.param_groups:
             group["lr"] = getattr(self.config.learning_rates, group["name"]) * decay
         if self.iteration < self.config.anti_spike.scale_freeze_iterations:
-            self.parameters["log_scale"].grad = None
+            for p in self.parameters:
+                p["log_scale"].grad = None
         self.optimizer.step()
 
+    @torch.no_grad()
     def _clamp(self) -> None:
         spikes = self.config.anti_spike
         if spikes.clamp:
-            with torch.no_grad():
-                log_scale = self.parameters["log_scale"]
-                log_scale.copy_(
-                    clamp_log_scale(log_scale, self.initial_log_scale, spikes.aspect_bound, spikes.scale_range)
-                )
-
-
-def is_finite(parameters: Parameters) -> bool:
-    return all(bool(torch.isfinite(p).all()) for p in parameters.values())
+            for p, initial in zip(self.parameters, self.initial_log_scale):
+                p["log_scale"].copy_(clamp_log_scale(p["log_scale"], initial, spikes.aspect_bound, spikes.scale_range))

@@ -17,10 +17,11 @@ from spatialavatar.head import HeadModel, HeadReference, UVLayout, build_layout,
 from spatialavatar.refine import checkpoint as checkpoints
 from spatialavatar.refine.checkpoint import Checkpoint
 from spatialavatar.refine.config import RefineConfig
-from spatialavatar.refine.loop import TERM_NAMES, Refinement, StepTerms, is_finite
+from spatialavatar.refine.loop import TERM_NAMES, Refinement, StepTerms
 from spatialavatar.refine.reference_frame import reference_frame
 from spatialavatar.refine.subject import Subject
-from spatialavatar.splat import LocalGaussians, template_skin
+from spatialavatar.splat.gaussians import LocalGaussians
+from spatialavatar.splat.template_skin import template_skin
 
 LOG = "refine.jsonl"
 
@@ -81,9 +82,10 @@ def refine_clip(
 
     The folder gets ``refine.jsonl`` (loss terms every ``log_every`` iterations), ``checkpoint.safetensors`` (removed at
     the end) and the avatar. A killed run resumes from its checkpoint and ends bit-identical on CPU to an undisturbed
-    one. StopRefinement raised by ``observe`` writes a checkpoint before it goes on its way. Raises SpatialAvatarError for input that does not
-    fit, an output folder that is taken, a checkpoint of other inputs, or a loss that is not finite (the last good
-    checkpoint stays).
+    one. StopRefinement raised by ``observe`` writes a checkpoint before it goes on its way.
+
+    Raises SpatialAvatarError for input that does not fit, an output folder that is taken, a checkpoint of other inputs,
+    or a loss that is not finite (the last good checkpoint stays).
     """
     device = torch.device(device)
     head = head.to(device)
@@ -210,9 +212,7 @@ class _Run:
         self._write_log()
 
     def _require_finite(self) -> None:
-        sound = all(bool(torch.isfinite(terms).all()) for terms in self._window) and is_finite(
-            self.refinement.parameters
-        )
+        sound = self.refinement.is_finite() and all(bool(torch.isfinite(terms).all()) for terms in self._window)
         if not sound:
             kept = files.exists(files.join(self.out, checkpoints.FILE))
             raise SpatialAvatarError(

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spatialavatar.clip import FrameIndex, TrackedClip
-from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head import HeadModel
 from spatialavatar.splat.camera import Camera
 
@@ -44,10 +43,6 @@ class Subject:
         clip.require_head(head)
         self.clip, self.head, self.device = clip, head, device
         self.frames = clip.split("train")
-        if not self.frames:
-            raise SpatialAvatarError(
-                f"{clip.folder}: no training frames (test_from {clip.test_from}); nothing to refine"
-            )
         self.width, self.height = clip.size_at(resolution)
         self._key = int.from_bytes(hashlib.sha256(clip.identity.encode()).digest()[:8], "little")
         self._camera = clip.camera(self.frames).resized(self.width, self.height).to(device)

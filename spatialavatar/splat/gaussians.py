@@ -1,8 +1,10 @@
 """Gaussians bound to triangles (local) and placed in the world (method.md section 1)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -30,6 +32,12 @@ class LocalGaussians:
 
     def to(self, *args: Any, **kwargs: Any) -> "LocalGaussians":
         return LocalGaussians(**{name: t.to(*args, **kwargs) for name, t in self.tensors().items()})
+
+    @staticmethod
+    def cat(subjects: Sequence["LocalGaussians"]) -> "LocalGaussians":
+        """Several along the batch axis."""
+        names = [f.name for f in fields(LocalGaussians)]
+        return LocalGaussians(**{name: torch.cat([getattr(s, name) for s in subjects]) for name in names})
 
     def __getitem__(self, index: Any) -> "LocalGaussians":
         """Subjects by slice, list or index tensor; an int keeps the batch axis."""

@@ -1,0 +1,48 @@
+"""Configurations: YAML, overrides, and what a user reads when a key is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from spatialavatar.config import load_config
+from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.refine.config import RefineConfig
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def test_shipped_file_states_the_defaults() -> None:
+    assert load_config(RefineConfig, REPOSITORY / "configs" / "refine.yaml") == RefineConfig()
+
+
+def test_later_sources_win(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("iterations: 7\nanti_spike:\n  clamp: false\n  aspect_bound: 4\n")
+    config = load_config(RefineConfig, file, ["iterations=9", "anti_spike.aspect_bound=20", "learning_rates.color=0.05"])
+    assert (config.iterations, config.anti_spike.clamp, config.anti_spike.aspect_bound) == (9, False, 20)
+    assert config.learning_rates.color == 0.05
+    assert config.learning_rates.position == RefineConfig().learning_rates.position
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("iteration=5", "did you mean iterations?"),
+        ("anti_spike.aspect_bond=5", "did you mean anti_spike.aspect_bound?"),
+        ("iterations=-1", "iterations"),
+        ("iterations=many", "found 'many'"),
+        ("iterations", "expected key=value"),
+        ("seed.deeper=1", "unknown key|seed"),
+    ],
+)
+def test_wrong_override_is_named(override: str, expected: str) -> None:
+    with pytest.raises(SpatialAvatarError, match=expected):
+        load_config(RefineConfig, None, [override])
+
+
+@pytest.mark.parametrize("text", ["iterations: [", "- 1\n- 2\n"])
+def test_wrong_file_is_named(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_text(text)
+    with pytest.raises(SpatialAvatarError, match="broken.yaml"):
+        load_config(RefineConfig, file)
