@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from spatialavatar.splat.cpu.runtime import kernel, kernel_guard
 
@@ -71,6 +72,7 @@ class _Aspect(torch.autograd.Function):
         return (torch.from_numpy(sums.sum(1)) / ctx.visible).float()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         scale = (gradients[0] / ctx.visible).float()[:, None, None]
         means, quats, scales = (gradient * scale for gradient in ctx.gradients)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from spatialavatar.splat.cpu.runtime import kernel, kernel_guard
 
@@ -82,6 +83,7 @@ class _L1AndSsim(torch.autograd.Function):
         return l1, similarity, total.float()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         prediction_planes, target_planes, derivatives, region, background = ctx.planes
         weights = np.array(ctx.weights) * gradients[2].double().numpy()[:, None]

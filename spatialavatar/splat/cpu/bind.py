@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.splat.cpu.runtime import kernel, kernel_guard
@@ -92,6 +93,7 @@ class _Bind(torch.autograd.Function):
         return means, quats, scales
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rotation, scales = ctx.saved_tensors
         means_gradient, quats_gradient, scales_gradient = gradients
