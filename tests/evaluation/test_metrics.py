@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from spatialavatar.evaluation.metrics import PSNR_CAP, mse, psnr, ssim
+from spatialavatar.losses import photometric
 
 
 def test_mse_and_psnr_of_a_known_difference() -> None:
@@ -37,3 +38,18 @@ def test_ssim_falls_with_noise() -> None:
     strength = torch.tensor([0.02, 0.1, 0.4])[:, None, None, None]
     low, middle, high = ssim(a, a + strength * noise)
     assert 1 > low > middle > high > -1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_ssim_is_the_losses(dtype: torch.dtype, channels: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    a, b = (torch.rand(2, 21, 34, channels, dtype=dtype, generator=g) for _ in range(2))
+    truth = photometric.ssim(a.double(), b.double()).to(dtype)
+    torch.testing.assert_close(ssim(a, b), truth, rtol=0, atol=1e-6)
+
+
+def test_ssim_has_a_gradient_where_asked_for() -> None:
+    a = torch.rand(1, 12, 12, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    (gradient,) = torch.autograd.grad(ssim(a, torch.zeros_like(a)).sum(), a)
+    assert (gradient != 0).any()
