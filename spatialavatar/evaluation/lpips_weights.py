@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from spatialavatar.errors import SpatialAvatarError
-from spatialavatar.files import Location, read_bytes, read_tensors, write_bytes
+from spatialavatar.files import Location, exists, read_bytes, read_tensors, write_bytes
 
 WEIGHTS_VARIABLE = "SPATIALAVATAR_LPIPS_WEIGHTS"
 DOWNLOAD_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"  # torchvision's AlexNet, 233 MiB
@@ -46,12 +46,10 @@ def load_alexnet_features(path: Location | None = None) -> dict[str, Tensor] | N
     None comes with one logged line that says what to do. Raises SpatialAvatarError when a file that was named or
     found cannot be used.
     """
-    named = path or os.environ.get(WEIGHTS_VARIABLE)
-    if named:
-        return read_alexnet_features(named)
-    cache = Path(torch.hub.get_dir()) / "checkpoints"
-    for cached in sorted(cache.glob("alexnet-owt-*.pth")):
-        return read_alexnet_features(cached)
+    found = find_local_features(path)
+    if found is not None:
+        return read_alexnet_features(found)
+    cache = _hub_cache()
     try:
         data = _download(DOWNLOAD_URL)
     except OSError as e:
@@ -67,6 +65,23 @@ def load_alexnet_features(path: Location | None = None) -> dict[str, Tensor] | N
     with contextlib.suppress(OSError):  # a cache that cannot be written costs the next download, not this one
         write_bytes(cache / DOWNLOAD_URL.rsplit("/", 1)[-1], data)
     return _select_features(_load_pth(data, DOWNLOAD_URL), DOWNLOAD_URL)
+
+
+def find_local_features(path: Location | None = None) -> Location | None:
+    """Where the weights would be read from without a download; None when there are none.
+
+    Raises SpatialAvatarError when a file was named, by ``path`` or the variable, that does not exist.
+    """
+    named = path or os.environ.get(WEIGHTS_VARIABLE)
+    if not named:
+        return next(iter(sorted(_hub_cache().glob("alexnet-owt-*.pth"))), None)
+    if not exists(named):
+        raise SpatialAvatarError(f"{named}: no such file; name AlexNet weights for LPIPS, or unset {WEIGHTS_VARIABLE}")
+    return named
+
+
+def _hub_cache() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def read_alexnet_features(location: Location) -> dict[str, Tensor]:

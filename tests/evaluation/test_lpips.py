@@ -18,6 +18,7 @@ from spatialavatar.evaluation import lpips_weights
 from spatialavatar.evaluation.lpips_weights import (
     CONVOLUTIONS,
     WEIGHTS_VARIABLE,
+    find_local_features,
     load_alexnet_features,
     read_alexnet_features,
 )
@@ -148,11 +149,13 @@ def test_named_file(
 def test_hub_cache(random_features: dict[str, Tensor], nowhere: Path) -> None:
     nowhere.mkdir()
     torch.save(random_features, nowhere / "alexnet-owt-7be5be79.pth")
+    assert find_local_features() == nowhere / "alexnet-owt-7be5be79.pth"
     loaded = load_alexnet_features()
     assert loaded is not None and torch.equal(loaded["features.0.bias"], random_features["features.0.bias"])
 
 
 def test_without_weights_and_network(nowhere: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert find_local_features() is None
     with caplog.at_level(logging.WARNING):
         assert Lpips.find() is None
     (record,) = caplog.records
