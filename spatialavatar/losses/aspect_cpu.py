@@ -44,6 +44,10 @@ def aspect_loss_cpu(
     tau: float,
 ) -> Float[Tensor, " B"]:
     """``aspect.aspect_loss`` in float32; differentiable in means, quats and scales."""
+    # The kernel reads without looking; like the twin, it takes one subject in many views and many in one.
+    batch, count = max(len(means), len(world_to_camera)), means.shape[1]
+    means, quats, scales = (t.expand(batch, count, size) for t, size in ((means, 3), (quats, 4), (scales, 3)))
+    world_to_camera, intrinsics = world_to_camera.expand(batch, 4, 4), intrinsics.expand(batch, 3, 3)
     loss: Tensor = _Aspect.apply(means, quats, scales, world_to_camera, intrinsics, width, height, tau)
     return loss
 

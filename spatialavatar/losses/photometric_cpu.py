@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.splat.cpu.runtime import kernel, kernel_guard
 
 _BLOCKS = 16  # of rows, per image: the grain of the parallel loops and of the sums
@@ -44,7 +45,20 @@ def l1_and_ssim_cpu(
     l1_weight: float,
     ssim_weight: float,
 ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, " B"]]:
-    """(l1, ssim, total) as in ``PhotometricTerms``; ``total`` is differentiable in features and alpha. float32."""
+    """(l1, ssim, total) as in ``PhotometricTerms``; ``total`` is differentiable in features and alpha. float32.
+
+    Raises SpatialAvatarError where the shapes do not fit together: the kernels read without looking.
+    """
+    shape = tuple(alpha.shape)
+    expected = (
+        ("features", features[..., :3], (*shape, 3)),
+        ("target", target, (*shape, 3)),
+        ("region", region, shape),
+        ("background", background, (*shape[:1], 3)),
+    )
+    for name, tensor, size in expected:
+        if tuple(tensor.shape) != size:
+            raise SpatialAvatarError(f"photometric loss: {name} is {tuple(tensor.shape)}, {size} fits alpha {shape}")
     terms: tuple[Tensor, Tensor, Tensor] = _L1AndSsim.apply(
         features, alpha, target, region, background, l1_weight, ssim_weight
     )

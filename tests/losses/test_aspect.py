@@ -169,6 +169,15 @@ def test_fused_equals_twin(batch: int, count: int, spread: float) -> None:
         torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-5 * largest)
 
 
+def test_one_subject_in_many_views_and_many_in_one() -> None:
+    g, view = random_gaussians(2, 60, 0.1), turned_camera(2)
+    for some, views in ((g[0], view), (g, view[1])):
+        fused = value_and_gradient(aspect_loss, some, views, 0.4, torch.float32)
+        truth = value_and_gradient(aspect_loss_torch, some, views, 0.4, torch.float64)
+        for got, expected in zip(fused, truth):
+            torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
 def test_fused_kernel_is_taken_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
     monkeypatch.setattr(aspect_cpu, "aspect_loss_cpu", lambda *arguments: called.append(arguments) or torch.zeros(1))

@@ -9,6 +9,7 @@ import scipy.ndimage
 import torch
 from torch import Tensor
 
+from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.losses import photometric_cpu
 from spatialavatar.losses.photometric import (
     C1,
@@ -200,6 +201,19 @@ def test_a_broken_rendering_shows_in_the_loss() -> None:
     rendering, target, region, background = scene((1, 16, 16, 3))
     rendering.features[0, 3, 4, 1] = float("nan")
     assert photometric_loss(rendering, target, torch.ones_like(region), background).total.isnan().all()
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    rendering, target, region, background = scene((2, 8, 9, 3))
+    for inputs, named in (
+        ((target[:, :7], region, background), "target"),
+        ((target, region[:1], background), "region"),
+        ((target, region, background[0]), "background"),
+    ):
+        with pytest.raises(SpatialAvatarError, match=f"photometric loss: {named} is"):
+            photometric_loss(rendering, *inputs)
+    with pytest.raises(SpatialAvatarError, match="features is"):
+        photometric_loss(Rendering(rendering.features[..., :2], rendering.alpha), target, region, background)
 
 
 def test_kernel_constants_are_the_specification() -> None:
