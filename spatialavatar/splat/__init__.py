@@ -1,6 +1,3 @@
 """Gaussians, their binding to triangles, cameras, and the splatter."""
 
-import os
-
-# Read once, when torch or numba loads OpenMP: see splat/cpu/runtime.py.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+from spatialavatar.splat import process as process  # first of all: it settles how threads wait, and watches for forks

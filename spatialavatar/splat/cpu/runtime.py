@@ -1,16 +1,12 @@
 """What all CPU kernels share: the decorator that compiles them, the guard around their calls, their buffers.
 
-Import this module (or ``spatialavatar.splat``) before anything that starts OpenMP threads: it asks OpenMP to let idle
-threads sleep. Numba and torch each keep a pool of threads in the same OpenMP library; when both spin while they
-wait, an iteration that takes 50 ms takes a second on a busy machine. libgomp reads the variable once, when torch is
-imported, so programs that import torch first should set ``OMP_WAIT_POLICY=passive`` in their environment.
+Import this module (or anything of ``spatialavatar.splat``) before torch: it asks OpenMP to let idle threads sleep
+(``OMP_WAIT_POLICY=passive``). Numba and torch each keep a pool of threads in the same OpenMP library; when both spin
+while they wait, an iteration that takes 50 ms takes a second on a busy machine. libgomp reads the variable once, when
+torch is imported, so programs that import torch first should set it in their environment.
 
 Kernels must only be called inside ``kernel_guard()``.
 """
-
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import hashlib
 import threading
@@ -23,14 +19,13 @@ import numba
 import numpy as np
 
 from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.splat.process import forked
 
 # OpenMP is what the kernels were measured with; every layer is safe here, because calls are serialised.
 numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]  # type: ignore[attr-defined]
 
 _one_at_a_time = threading.RLock()
 _scratch_buffers: dict[str, np.ndarray] = {}  # only touched inside the guard
-_in_forked_child = threading.Event()
-os.register_at_fork(after_in_child=_in_forked_child.set)
 
 
 @contextmanager
@@ -40,7 +35,7 @@ def kernel_guard() -> Iterator[None]:
     Raises SpatialAvatarError in a process made by ``fork``: the parent's OpenMP threads do not exist there, and a
     parallel kernel would hang or be killed.
     """
-    if _in_forked_child.is_set():
+    if forked.is_set():
         raise SpatialAvatarError(
             "the CPU splatter cannot run in a forked process: start workers with the 'spawn' method "
             "(multiprocessing.get_context('spawn'), DataLoader(multiprocessing_context='spawn')) or with exec"
