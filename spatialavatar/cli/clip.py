@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from spatialavatar.cli.console import Update, progress
+from spatialavatar.cli.console import Update, progress, resolve_head
 
 app = typer.Typer(no_args_is_help=True, help="Tracked clips: import, synthesize, validate, inspect.")
 
@@ -81,8 +81,7 @@ def synthesize(
     from spatialavatar.clip.synthetic import synthesize_capture
     from spatialavatar.clip.writer import write_synthetic
     from spatialavatar.errors import SpatialAvatarError
-    from spatialavatar.head.builtin import builtin_head
-    from spatialavatar.head.file import read_head
+    from spatialavatar.head import builtin_head, read_head
 
     if test_last >= frames:
         raise SpatialAvatarError(f"--test-last {test_last} leaves nothing to train on, expected less than {frames}")
@@ -130,8 +129,10 @@ def validate(
 @app.command()
 def inspect(
     clip: Clip,
-    head: Head,
     out: Annotated[str, typer.Option("--out", "-o", metavar="PNG", help="The picture to write.")],
+    head: Annotated[
+        str | None, typer.Option("--head", metavar="FILE", help="The clip's head; not needed for the built-in head.")
+    ] = None,
     frames: Annotated[
         str | None, typer.Option(metavar="N,N", help="Instants to show; four spread over the clip when absent.")
     ] = None,
@@ -143,10 +144,10 @@ def inspect(
     """
     from spatialavatar.clip.inspect import inspect_clip
     from spatialavatar.clip.tracked_clip import open_clip
-    from spatialavatar.head.file import read_head
 
     chosen = None if frames is None else _numbers(frames, "--frames")
-    shown = inspect_clip(open_clip(clip), read_head(head), out, chosen)
+    opened = open_clip(clip)
+    shown = inspect_clip(opened, resolve_head(opened.head, head, clip, []), out, chosen)
     typer.echo(f"{out}: {len(shown)} frames")
 
 
