@@ -45,7 +45,7 @@ def depth_order(records: np.ndarray, columns: np.ndarray) -> np.ndarray:
     order, scratch = np.empty(count, np.int32), np.empty(count, np.int32)
     keys, scratch_keys = np.empty(count, np.uint32), np.empty(count, np.uint32)
     visible = _radix_sort(records.view(np.uint32), columns, order, scratch, keys, scratch_keys)
-    return order[:visible]
+    return scratch[:visible]
 
 
 def tile_lists(order: np.ndarray, records: np.ndarray, columns: np.ndarray, width: int, height: int) -> TileLists:
@@ -66,14 +66,16 @@ def tile_lists(order: np.ndarray, records: np.ndarray, columns: np.ndarray, widt
         gaussian, rows, of_gaussian,
     )  # fmt: skip
 
-    work, work_count = np.empty((threads, tiles), np.int32), np.empty(threads, np.int32)
-    _deal_tiles(first, work, work_count)
+    work, work_count = _deal_tiles(first, threads)
     return TileLists(first, gaussian, rows, first_of_gaussian, of_gaussian, work, work_count)
 
 
 @kernel()
 def _radix_sort(records, columns, order, scratch, keys, scratch_keys):
-    """Three stable passes of 11 bits over the depths' bit patterns, which sort like the positive floats they are."""
+    """Three stable passes of 11 bits over the depths' bit patterns, which sort like the positive floats they are.
+
+    The result is in ``scratch``, as the number of passes is odd.
+    """
     visible = 0
     for n in range(records.shape[0]):
         if columns[n, 1] > columns[n, 0]:
@@ -104,8 +106,6 @@ def _radix_sort(records, columns, order, scratch, keys, scratch_keys):
             scratch[slot] = order[i]
         keys, scratch_keys = scratch_keys, keys
         order, scratch = scratch, order
-    # an odd number of passes ends in the arrays that came in as scratch
-    scratch[:visible] = order[:visible]
     return visible
 
 
@@ -148,7 +148,8 @@ def _count_intersections(records, columns, first_span, height, tiles_wide, spans
     chunk = (records.shape[0] + threads - 1) // threads
     half, slack = np.float32(0.5), np.float32(0.01)
     for thread in prange(threads):
-        tile_counts[thread] = 0
+        for tile in range(tile_counts.shape[1]):
+            tile_counts[thread, tile] = 0
         for n in range(thread * chunk, min(records.shape[0], (thread + 1) * chunk)):
             count = 0
             span = first_span[n]
@@ -241,13 +242,12 @@ def _fill_lists(
                     rows[at] = top | (bottom << 8)
 
 
-@kernel()
-def _deal_tiles(first, work, work_count):
+def _deal_tiles(first: np.ndarray, threads: int) -> tuple[np.ndarray, np.ndarray]:
     """Deal tiles to threads by decreasing size, there and back again, so that all have about the same to do."""
-    threads = work.shape[0]
-    work_count[:] = 0
-    for rank, tile in enumerate(np.argsort(first[:-1] - first[1:])):
-        seat = rank % (2 * threads)
-        thread = min(seat, 2 * threads - 1 - seat)
-        work[thread, work_count[thread]] = tile
-        work_count[thread] += 1
+    largest_first = np.argsort(first[:-1] - first[1:], kind="stable")
+    seat = np.arange(len(largest_first)) % (2 * threads)
+    hands = [largest_first[np.minimum(seat, 2 * threads - 1 - seat) == thread] for thread in range(threads)]
+    work = np.zeros((threads, len(largest_first)), np.int64)
+    for thread, hand in enumerate(hands):
+        work[thread, : len(hand)] = hand
+    return work, np.array([len(hand) for hand in hands])

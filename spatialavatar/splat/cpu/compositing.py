@@ -86,6 +86,20 @@ def alive_rows(transmittance, begin, end):
     return begin, end
 
 
+@kernel(inline=True)
+def fill(array, value):
+    for i in range(array.shape[0]):
+        array[i] = value
+
+
+@kernel(inline=True)
+def clear_rows(gradients, begin, end, used):
+    """Intersections that changed no pixel have no gradients."""
+    for i in range(begin, end):
+        for k in range(used):
+            gradients[i, k] = np.float32(0)
+
+
 @kernel(fastmath=True)
 def _segment(records, gaussian, tile_x, tile_y, begin, end, transmittance, red, green, blue):
     """Composite one Gaussian onto some rows of a tile."""
@@ -173,10 +187,10 @@ def composite(records, first, gaussian, rows, work, work_count, features, transm
             tile = work[thread, job]
             left, top = (tile % tiles_wide) * TILE_WIDTH, (tile // tiles_wide) * TILE_HEIGHT
             tile_x, tile_y = np.float32(left) + np.float32(0.5), np.float32(top) + np.float32(0.5)
-            transmittance[:] = np.float32(1)
-            red[:] = np.float32(0)
-            green[:] = np.float32(0)
-            blue[:] = np.float32(0)
+            fill(transmittance, 1)
+            fill(red, 0)
+            fill(green, 0)
+            fill(blue, 0)
             begin, end = first[tile], first[tile + 1]
             alive_begin, alive_end = 0, TILE_HEIGHT
             stop[tile] = end
@@ -233,11 +247,11 @@ def composite_backward(
             if begin == end:
                 continue
             # outside the image pixels are done from the start
-            transmittance[:] = np.float32(-1)
-            rest[:] = np.float32(0)
-            v_red[:] = np.float32(0)
-            v_green[:] = np.float32(0)
-            v_blue[:] = np.float32(0)
+            fill(transmittance, -1)
+            fill(rest, 0)
+            fill(v_red, 0)
+            fill(v_green, 0)
+            fill(v_blue, 0)
             for y in range(min(TILE_HEIGHT, height - top)):
                 for x in range(min(TILE_WIDTH, width - left)):
                     pixel = y * TILE_WIDTH + x
@@ -278,7 +292,7 @@ def composite_backward(
                         i,
                     )
                 else:
-                    gradients[i, :9] = np.float32(0)
+                    clear_rows(gradients, i, i + 1, 9)
                 if (i - begin) % CHECK_EVERY == CHECK_EVERY - 1:
                     alive_begin, alive_end = alive_rows(transmittance, alive_begin, alive_end)
-            gradients[stop[tile] : end, :9] = np.float32(0)
+            clear_rows(gradients, stop[tile], end, 9)

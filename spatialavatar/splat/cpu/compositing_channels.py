@@ -14,7 +14,9 @@ from spatialavatar.splat.cpu.compositing import (
     absorb,
     alive_rows,
     alphas,
+    clear_rows,
     exponent_terms,
+    fill,
     offsets,
     store_shape_gradients,
 )
@@ -123,8 +125,8 @@ def composite(records, colors, first, gaussian, rows, work, work_count, features
             tile = work[thread, job]
             left, top = (tile % tiles_wide) * TILE_WIDTH, (tile // tiles_wide) * TILE_HEIGHT
             tile_x, tile_y = np.float32(left) + np.float32(0.5), np.float32(top) + np.float32(0.5)
-            transmittance[:] = np.float32(1)
-            accumulated[:] = np.float32(0)
+            fill(transmittance, 1)
+            fill(accumulated, 0)
             begin, end = first[tile], first[tile + 1]
             alive_begin, alive_end = 0, TILE_HEIGHT
             stop[tile] = end
@@ -183,9 +185,9 @@ def composite_backward(
             if begin == end:
                 continue
             # outside the image pixels are done from the start
-            transmittance[:] = np.float32(-1)
-            rest[:] = np.float32(0)
-            v_tile[:] = np.float32(0)
+            fill(transmittance, -1)
+            fill(rest, 0)
+            fill(v_tile, 0)
             for y in range(min(TILE_HEIGHT, height - top)):
                 for x in range(min(TILE_WIDTH, width - left)):
                     pixel = y * TILE_WIDTH + x
@@ -220,7 +222,7 @@ def composite_backward(
                         i,
                     )
                 else:
-                    gradients[i, :used] = np.float32(0)
+                    clear_rows(gradients, i, i + 1, used)
                 if (i - begin) % CHECK_EVERY == CHECK_EVERY - 1:
                     alive_begin, alive_end = alive_rows(transmittance, alive_begin, alive_end)
-            gradients[stop[tile] : end, :used] = np.float32(0)
+            clear_rows(gradients, stop[tile], end, used)
