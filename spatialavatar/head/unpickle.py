@@ -101,7 +101,9 @@ class ChumpyArray:
 def _rearranged(array: np.ndarray, step: ChumpyArray) -> np.ndarray:
     state = step.state
     if step.name == "chumpy.reordering.Select":
-        array = array.ravel()[np.asarray(state["idxs"])] if "idxs" in state else array
+        if type(state.get("idxs")) is not np.ndarray:
+            raise TypeError("its indices are no array")
+        array = array.ravel()[state["idxs"]]
         return array.reshape(state["preferred_shape"]) if "preferred_shape" in state else array
     if step.name == "chumpy.reordering.Reshape":
         return array.reshape(state["newshape"])
@@ -183,11 +185,11 @@ class _Machine(pickle._Unpickler):  # type: ignore[name-defined,misc,unused-igno
         super().__init__(self._file, encoding="latin-1", fix_imports=False)
         self._size = len(data)
         self._allowance = _GROWTH * len(data) + _SLACK
-        self._unbuilt: dict[int, Any] = {}  # by id: made, but still without its state
+        self.unbuilt: dict[int, Any] = {}  # by id: made, but still without its state
 
     def load(self) -> Any:
         value = super().load()
-        if self._unbuilt:
+        if self.unbuilt:
             raise pickle.UnpicklingError("an object in it was never completed")
         return value
 
@@ -230,12 +232,12 @@ class _Machine(pickle._Unpickler):  # type: ignore[name-defined,misc,unused-igno
             made = ChumpyArray(kind.name)
         else:
             raise _Refused(f"an object of {_describe(kind)}")
-        self._unbuilt[id(made)] = made
+        self.unbuilt[id(made)] = made
         return made
 
     def new_array(self) -> np.ndarray:
         made = np.ndarray((0,), np.int8)
-        self._unbuilt[id(made)] = made
+        self.unbuilt[id(made)] = made
         return made
 
     def _load_build(self) -> None:
@@ -243,7 +245,7 @@ class _Machine(pickle._Unpickler):  # type: ignore[name-defined,misc,unused-igno
         target = self.stack[-1]
         if type(target) is _PlainDtype:
             _build_dtype(target, state)
-        elif self._unbuilt.pop(id(target), None) is None:
+        elif self.unbuilt.pop(id(target), None) is None:
             raise _Refused(f"to change the state of {_describe(target)}")
         elif type(target) is np.ndarray:
             _build_array(self, target, state)
@@ -371,8 +373,9 @@ def _call_ordered_dict(machine: _Machine, items: Any = ()) -> dict[Any, Any]:
 
 
 def _call_set(machine: _Machine, items: Any = ()) -> set[Any]:
-    machine.spend(50 * len(_expect(items, type(items)) if type(items) in (list, tuple) else _expect(items, list)))
-    return {_flat(v) for v in items}
+    members = items if type(items) is tuple else _expect(items, list)
+    machine.spend(50 * len(members))
+    return {_flat(v) for v in members}
 
 
 def _call_bytes(machine: _Machine, content: Any = b"", encoding: Any = "latin-1") -> bytes:
@@ -451,6 +454,8 @@ def _build_sparse(machine: _Machine, matrix: Any, state: Any) -> None:
     parts = [state.get(name) for name in names]
     if len(shape) != 2 or not all(type(p) is np.ndarray and p.ndim == 1 and p.dtype.kind in "biufc" for p in parts):
         raise pickle.UnpicklingError("a sparse matrix whose state is not its shape and plain arrays")
+    if any(id(p) in machine.unbuilt for p in parts):  # its content would come after the checks below
+        raise pickle.UnpicklingError("a sparse matrix of arrays that are not complete")
     machine.spend(sum(p.nbytes for p in parts if p is not None))
     if matrix.format == "coo":
         made = type(matrix)((parts[0], (parts[1], parts[2])), shape=shape)

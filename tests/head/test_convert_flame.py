@@ -15,6 +15,7 @@ from tests.builders.flame_like import (
     FACES,
     VERTICES,
     dumps_python2,
+    fake_chumpy,
     flame_like,
     with_teeth,
     write_flame_pickle,
@@ -178,6 +179,26 @@ def test_errors_say_what_and_where(small, change, message):
     with pytest.raises(SpatialAvatarError, match=message) as error:
         convert_head(source, uv=None if uv == source else uv)
     assert "\n" not in str(error.value) and str(source.parent) in str(error.value)
+
+
+def test_a_basis_that_chumpy_would_have_to_compute(tmp_path, small):
+    with fake_chumpy() as fake:
+        content = {**SMALL, "shapedirs": fake.dot(a=fake.Ch(SMALL["shapedirs"]), b=fake.Ch(np.eye(400)))}
+        small[0].write_bytes(dumps_python2(content))
+    with pytest.raises(SpatialAvatarError, match=r"generic_model\.pkl: shapedirs: .*chumpy\.linalg\.dot"):
+        convert_head(small[0], uv=small[1])
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04", b"\x93NUMPY", "npy", "cut"])
+def test_damaged_npz(tmp_path, small, content):
+    path = tmp_path / "uv.npz"
+    if isinstance(content, str):
+        with path.open("wb") as f:
+            np.save(f, SMALL["vt"]) if content == "npy" else np.savez(f, vt=SMALL["vt"], ft=SMALL["ft"])
+        content = path.read_bytes() if content == "npy" else path.read_bytes()[:900]
+    path.write_bytes(content)
+    with pytest.raises(SpatialAvatarError, match=r"uv\.npz: not a readable npz"):
+        convert_head(small[0], uv=path)
 
 
 def test_charts_are_connected_pieces_in_the_order_of_faces():

@@ -124,6 +124,10 @@ REFUSED = {  # bytes -> what the message must name
     "getattr": (b"cbuiltins\ngetattr\n(S'1'\nS'x'\ntR.", "getattr"),
     "a function of the test": (f"c{ME}\ncanary\n)R.".encode(), "canary"),
     "dotted name": (b"\x80\x04" + text("numpy") + text("ndarray.__class__") + b"\x93.", "ndarray.__class__"),
+    "dotted to a known name": (
+        b"\x80\x04" + text("numpy") + text("_core.multiarray.scalar") + b"\x93.",
+        "numpy._core.multiarray.scalar",
+    ),
     "dotted to os": (b"\x80\x04" + text("collections") + text("abc.sys.modules") + b"\x93.", "abc.sys.modules"),
     "numpy.load": (b"cnumpy\nload\n(S'x'\ntR.", "numpy.load"),
     "numpy.f2py": (b"cnumpy.testing._private.utils\nrunstring\n(S'1'\nI1\ntR.", "runstring"),
@@ -229,6 +233,26 @@ def test_sparse_matrix_with_a_crafted_state(change):
     matrix.__dict__.update(change)
     with pytest.raises(SpatialAvatarError):
         unpickle(pickle.dumps(matrix), "f.pkl")
+
+
+def test_sparse_matrix_of_an_array_that_changes_after_its_check():
+    indptr = pickle.dumps(np.zeros(3, np.int32), 2)[2:-1]
+    late = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87Rr\x00\x02\x00\x00"
+    state = b"}(U\x06_shapeK\x02K\x02\x86U\x04data" + late + b"U\x07indicesj\x00\x02\x00\x00U\x06indptr" + indptr + b"u"
+    with pytest.raises(SpatialAvatarError, match="arrays that are not complete"):
+        unpickle(b"\x80\x02cscipy.sparse\ncsc_matrix\n)\x81" + state + b"b.", "f.pkl")
+
+
+def test_chumpy_array_of_itself():
+    with fake_chumpy() as fake:
+        loop = fake.Reshape(newshape=(1,))
+        loop.a = loop
+        select = fake.Select(a=fake.Ch(np.zeros(3)), preferred_shape=(1,))
+        select.idxs = select
+        data = pickle.dumps([loop, select], 2)
+    for value in unpickle(data, "f.pkl"):
+        with pytest.raises(SpatialAvatarError, match="cannot be read without chumpy"):
+            np.asarray(value)
 
 
 def test_arrays_cannot_outgrow_the_file():

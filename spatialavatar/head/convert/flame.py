@@ -17,7 +17,7 @@ from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head.convert.charts import uv_charts
 from spatialavatar.head.convert.flame_assets import TEETH_FACES, read_flame_landmarks, read_flame_uv
 from spatialavatar.head.model import JOINTS, HeadInfo
-from spatialavatar.head.unpickle import read_pickle
+from spatialavatar.head.unpickle import ChumpyArray, read_pickle
 
 COLUMNS = (300, 100)  # of shapedirs: shape, then expression
 PARENTS = (-1, 0, 1, 1, 1)
@@ -120,6 +120,11 @@ def _model(source: files.Location) -> dict[str, np.ndarray]:
 def _array(source: files.Location, content: dict[str, Any], key: str, shape: tuple[int | None, ...]) -> np.ndarray:
     """An array of the pickle, whether plain, sparse or chumpy; None in ``shape`` is any length."""
     value = content[key]
+    if isinstance(value, ChumpyArray):
+        try:
+            value = np.asarray(value)
+        except SpatialAvatarError as e:
+            raise SpatialAvatarError(f"{source}: {key}: {e}") from None
     actual = value.shape if scipy.sparse.issparse(value) else np.asarray(value).shape
     if len(actual) != len(shape) or any(want is not None and want != n for n, want in zip(actual, shape)):
         wanted = [n if n is not None else "any" for n in shape]

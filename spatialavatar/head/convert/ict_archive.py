@@ -5,7 +5,9 @@ part_names, landmarks68. ``ict_checkout.py`` makes the same head from a checkout
 """
 
 import io
+import struct
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -19,6 +21,10 @@ LICENCE = "MIT"
 ATTRIBUTION = (
     "ICT-FaceKit (github.com/ICT-VGL/ICT-FaceKit), (c) 2020 USC Institute for Creative Technologies, MIT licence; "
     "joints, skinning weights and UV atlas are not ICT's"
+)
+_DAMAGED = (  # what numpy and zipfile raise on bytes that are no npz
+    *(ValueError, TypeError, KeyError, AttributeError, OSError, EOFError, RuntimeError, MemoryError, struct.error),
+    *(zipfile.BadZipFile, zlib.error),
 )
 KEYS = (
     "v_template",
@@ -103,7 +109,7 @@ def read_npz(source: files.Location) -> dict[str, np.ndarray]:
             return {key: archive[key] for key in archive.files}
     except SpatialAvatarError:
         raise
-    except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zipfile.zlib.error) as e:  # type: ignore[attr-defined]
+    except _DAMAGED as e:
         raise SpatialAvatarError(
             f"{source}: not a readable npz file ({e}); it may be truncated, copy it again"
         ) from None
