@@ -85,6 +85,7 @@ def synthesize(
 
     if test_last >= frames:
         raise SpatialAvatarError(f"--test-last {test_last} leaves nothing to train on, expected less than {frames}")
+    held_out = _numbers(test_cameras, "--test-cameras")
     model = read_head(head) if head else builtin_head()
     capture = synthesize_capture(model, identity=identity, motion=motion, frames=frames, size=size, cameras=cameras)
     with _progress("rendering") as update:
@@ -93,7 +94,7 @@ def synthesize(
             model,
             out,
             test_from=frames - test_last if test_last else None,
-            test_cameras=_numbers(test_cameras, "--test-cameras"),
+            test_cameras=held_out,
             progress=update,
             force=force,
         )

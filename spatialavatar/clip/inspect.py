@@ -25,6 +25,7 @@ PANEL = 440  # pixels of a panel's longer side
 ROWS, CAMERAS = 4, 4  # shown when no frames are named
 AXIS = 0.08  # metres
 EAR_HEIGHT = 0.04  # metres: L and R stand at the widest vertices within this of the head's origin
+FAR_SIDE = 0.04  # metres behind the head's middle: there L and R are hidden
 WIREFRAME_FACES = 20_000  # finer meshes are drawn without their edges, which would cover everything
 
 Picture = UInt8[np.ndarray, "H W 3"]  # RGB
@@ -92,7 +93,8 @@ def _row(clip: TrackedClip, head: HeadModel, index: FrameIndex, width: int, heig
     second = _mesh_panel(_bytes(frame.image), head, pixels, depth)
     across = torch.where(head.template[:, 1].abs() < EAR_HEIGHT, head.template[:, 0], 0)
     for letter, vertex in (("L", int(across.argmax())), ("R", int(across.argmin()))):
-        _text(second, letter, pixels[vertex], 0.7)
+        if depth[vertex] < depth.mean() + FAR_SIDE:
+            _text(second, letter, pixels[vertex], 0.7)
 
     caption = f"instant {index.instant}  camera {index.camera}"
     if tracked is not None and tracked.shape == projected.shape:

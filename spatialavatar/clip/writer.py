@@ -6,7 +6,7 @@
 import os
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -30,6 +30,9 @@ from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head.model import HeadModel
 from spatialavatar.head.params import HeadParams
 from spatialavatar.head.reference import HeadReference
+
+if TYPE_CHECKING:
+    from spatialavatar.clip.synthetic import SyntheticCapture
 
 Pixels = UInt8[np.ndarray, "H W *C"]
 FrameContent = EncodedFrame | tuple[Pixels | None, ...]  # bytes, or arrays: image [H W 3], matte [H W], region [H W]
@@ -114,7 +117,7 @@ def write_clip(
 
 
 def write_synthetic(
-    capture: Any,  # spatialavatar.clip.synthetic.SyntheticCapture
+    capture: "SyntheticCapture",
     head: HeadModel,
     folder: files.Location,
     *,
@@ -124,7 +127,10 @@ def write_synthetic(
     progress: Progress | None = None,
     force: bool = False,
 ) -> TrackedClip:
-    """Render a synthetic capture into a clip."""
+    """Render a synthetic capture into a clip. ``test_from`` is the capture's own when not given.
+
+    The pictures show the head model, so they carry its licence.
+    """
     return write_clip(
         folder,
         identity=capture.identity,
@@ -135,11 +141,11 @@ def write_synthetic(
         width=capture.width,
         height=capture.height,
         fps=capture.fps,
-        frames=lambda t, c: capture.render(t, c),
+        frames=capture.render,
         face_box=capture.face_box,
-        test_from=test_from,
+        test_from=capture.test_from if test_from is None else test_from,
         test_cameras=test_cameras,
-        source=ClipSource("spatialavatar clip synthesize", "rendered from known parameters", "Apache-2.0"),
+        source=ClipSource("spatialavatar clip synthesize", "rendered from known parameters", head.info.licence),
         image_format=image_format,
         progress=progress,
         force=force,

@@ -6,8 +6,9 @@ import pytest
 from typer.testing import CliRunner
 
 from spatialavatar.cli.clip import app
-from spatialavatar.clip import open_clip
-from spatialavatar.head import HeadModel, write_head
+from spatialavatar.clip import open_clip, validate_clip
+from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.head import HeadModel, builtin_head, write_head
 from tests.builders.clips import tiny_clip, tiny_head
 from tests.clip.test_importers import write_source
 
@@ -49,13 +50,24 @@ def test_help_shows_an_example(command: str) -> None:
     assert result.exit_code == 0 and f"spatialavatar clip {command} " in result.output
 
 
-def test_synthesize(tmp_path: Path, head_file: str) -> None:
-    pytest.importorskip("spatialavatar.clip.synthetic")
+def test_synthesize(tmp_path: Path) -> None:
+    """Without --head the clip is of the built-in head."""
     out = str(tmp_path / "made-up")
     arguments = ["--frames", "3", "--size", "48", "--cameras", "2", "--test-cameras", "1", "--test-last", "1"]
     result = CliRunner().invoke(app, ["synthesize", "--out", out, *arguments])
     assert result.exit_code == 0, result.output
     clip = open_clip(out)
     assert (clip.instants, clip.cameras, clip.width, clip.test_from, clip.test_cameras) == (3, 2, 48, 2, [1])
-    result = CliRunner().invoke(app, ["validate", out])
-    assert result.exit_code == 0, result.output
+    assert clip.head.hash == builtin_head().content_hash
+    assert validate_clip(out, builtin_head()) == []
+    result = CliRunner().invoke(app, ["inspect", out, "--out", str(tmp_path / "sheet.png")])
+    assert result.exit_code == 0 and "6 frames" in result.output, result.output
+
+
+def test_refused_synthesis(tmp_path: Path) -> None:
+    for arguments, message in (
+        (["--test-last", "3"], "leaves nothing"),
+        (["--test-cameras", "x"], "numbers with commas"),
+    ):
+        result = CliRunner().invoke(app, ["synthesize", "--out", str(tmp_path), "--frames", "3", *arguments])
+        assert isinstance(result.exception, SpatialAvatarError) and message in str(result.exception)
