@@ -109,7 +109,7 @@ def _radix_sort(records, columns, order, scratch, keys, scratch_keys):
     return visible
 
 
-@kernel(inline=True)
+@kernel(inline=True, fastmath=True)
 def _rows_in_columns(record, left, right):
     """Highest and lowest y (px) of the ellipse sigma <= edge between two x; low > high if it lies elsewhere.
 
@@ -141,7 +141,7 @@ def _prefix_sum_widths(columns, first_span):
     return total
 
 
-@kernel(parallel=True, fastmath={"contract"})
+@kernel(parallel=True, fastmath=True)
 def _count_intersections(records, columns, first_span, height, tiles_wide, spans, tile_counts, touched):
     """Pixel rows (first, end) of every Gaussian in each of its tile columns, and how often tiles are touched."""
     threads = tile_counts.shape[0]
@@ -158,10 +158,11 @@ def _count_intersections(records, columns, first_span, height, tiles_wide, spans
                 low, high = _rows_in_columns(records[n], left, left + np.float32(TILE_WIDTH - 1))
                 begin, end = 0, 0
                 if low <= high:
-                    # rows are at +0.5; clamp before the conversion to integers
-                    low = min(max(low - half - slack, np.float32(0)), np.float32(height))
-                    high = min(max(high - half + slack, np.float32(-1)), np.float32(height - 1))
-                    begin, end = math.ceil(low), math.floor(high) + 1
+                    # row centres lie at +0.5, so rows inside are those from ceil(low - 0.5) to floor(high - 0.5);
+                    # both ends are clamped before their conversion to integers, which rounds down
+                    low = min(max(low + half - slack, np.float32(0)), np.float32(height))
+                    high = min(max(high + half + slack, np.float32(0)), np.float32(height))
+                    begin, end = int(low), int(high)
                 if end > begin:
                     for tile_row in range(begin // TILE_HEIGHT, (end - 1) // TILE_HEIGHT + 1):
                         tile_counts[thread, tile_row * tiles_wide + column] += 1

@@ -1,0 +1,103 @@
+"""Writes benchmark results: numbers together with what is needed to judge and repeat them.
+
+``record(name, command, results)`` writes ``benchmarks/results/<name>-<YYYY-MM-DD>.json``. The machine is described by
+its hardware and software only: no host name, no user, no paths.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "numba", "llvmlite", "numpy", "gsplat", "lpips", "timm", "ray", "deepspeed")
+
+
+def record(name: str, command: str, results: Any, out: str | Path | None = None) -> Path:
+    """Write ``results`` (anything JSON) under ``name``, with machine, versions, git commit and command; the path.
+
+    ``command`` is what a person types at the repository's root to repeat the measurement.
+    """
+    now = datetime.datetime.now(datetime.UTC)
+    path = Path(out) if out else RESULTS / f"{name}-{now:%Y-%m-%d}.json"
+    document = {
+        "name": name,
+        "date": f"{now:%Y-%m-%dT%H:%M:%SZ}",
+        "command": command,
+        "commit": commit(),
+        "machine": machine(),
+        "versions": versions(),
+        "results": results,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=2) + "\n")
+    return path
+
+
+def machine() -> dict[str, Any]:
+    """Processor, usable cores, memory, accelerators, load at the start (others may be using the machine)."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    description: dict[str, Any] = {
+        "system": platform.system(),
+        "architecture": platform.machine(),
+        "processor": _processor(),
+        "vector_extensions": torch.backends.cpu.get_cpu_capability(),
+        "cores": cores,
+        "memory_gib": _memory_gib(),
+        "load_1min": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+    if description["gpus"]:
+        description["cuda"] = torch.version.cuda
+    return description
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that matter, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The checked-out commit, with "-dirty" where tracked files differ from it; None outside a git checkout."""
+    root = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+        # results of other benchmarks do not change what was measured
+        changes = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)benchmarks/results"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("-dirty" if changes.stdout.strip() else "")
+
+
+def _processor() -> str:
+    try:
+        match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        match = None
+    return match.group(1).strip() if match else platform.processor()
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (ValueError, OSError, AttributeError):
+        return None
