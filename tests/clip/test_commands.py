@@ -1,15 +1,17 @@
 """``spatialavatar clip``: exit codes and what is printed."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from spatialavatar.cli.clip import app
 from spatialavatar.clip import open_clip, validate_clip
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head import HeadModel, builtin_head, write_head
-from tests.builders.clips import tiny_clip, tiny_head
+from tests.builders.clips import tiny_cameras, tiny_clip, tiny_head, tiny_params, tiny_pictures
 from tests.clip.test_importers import write_source
 
 
@@ -50,15 +52,45 @@ def test_help_shows_an_example(command: str) -> None:
     assert result.exit_code == 0 and f"spatialavatar clip {command} " in result.output
 
 
-def test_synthesize(tmp_path: Path) -> None:
-    """Without --head the clip is of the built-in head."""
+def test_synthesize_passes_its_options_on(tmp_path: Path, head_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    def film(head: HeadModel, *, identity: int, motion: int, frames: int, size: int, cameras: int) -> SimpleNamespace:
+        asked.update(identity=identity, motion=motion, frames=frames, size=size, cameras=cameras)
+        world_to_camera, intrinsics = tiny_cameras(frames, cameras, size, size)
+        return SimpleNamespace(
+            identity=f"synthetic-{identity:03d}",
+            params=tiny_params(frames),
+            world_to_camera=world_to_camera,
+            intrinsics=intrinsics,
+            face_box=torch.tensor([10.0, 10, 20, 20]).expand(frames, cameras, 4),
+            fps=25.0,
+            width=size,
+            height=size,
+            test_from=None,
+            render=lambda t, c: tiny_pictures(t, c, size, size)[:2],
+        )
+
+    monkeypatch.setattr("spatialavatar.clip.synthetic.synthesize_capture", film)
     out = str(tmp_path / "made-up")
-    arguments = ["--frames", "3", "--size", "48", "--cameras", "2", "--test-cameras", "1", "--test-last", "1"]
+    arguments = ["--identity", "7", "--motion", "2", "--frames", "3", "--size", "32", "--head", head_file]
+    arguments += ["--cameras", "2", "--test-cameras", "1", "--test-last", "1"]
     result = CliRunner().invoke(app, ["synthesize", "--out", out, *arguments])
     assert result.exit_code == 0, result.output
+    assert asked == {"identity": 7, "motion": 2, "frames": 3, "size": 32, "cameras": 2}
     clip = open_clip(out)
-    assert (clip.instants, clip.cameras, clip.width, clip.test_from, clip.test_cameras) == (3, 2, 48, 2, [1])
-    assert clip.head.hash == builtin_head().content_hash
+    assert (clip.identity, clip.width, clip.test_from, clip.test_cameras) == ("synthetic-007", 32, 2, [1])
+    assert clip.source.licence == tiny_head().info.licence
+    assert validate_clip(out, tiny_head()) == []
+
+
+@pytest.mark.slow
+def test_synthesize(tmp_path: Path) -> None:
+    """Without --head the clip is of the built-in head, which is found again by its hash."""
+    out = str(tmp_path / "made-up")
+    result = CliRunner().invoke(app, ["synthesize", "--out", out, "--frames", "3", "--size", "48", "--cameras", "2"])
+    assert result.exit_code == 0, result.output
+    assert open_clip(out).head.hash == builtin_head().content_hash
     assert validate_clip(out, builtin_head()) == []
     result = CliRunner().invoke(app, ["inspect", out, "--out", str(tmp_path / "sheet.png")])
     assert result.exit_code == 0 and "6 frames" in result.output, result.output
