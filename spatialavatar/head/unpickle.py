@@ -447,22 +447,37 @@ def _build_array(machine: _Machine, array: np.ndarray, state: Any) -> None:
 def _build_sparse(machine: _Machine, matrix: Any, state: Any) -> None:
     state = _expect(state, dict)
     shape = _shape(state.get("_shape", state.get("shape")))
-    names = ("data", "indices", "indptr") if matrix.format in ("csc", "csr") else ("data", "row", "col")
+    names = ["data", "indices", "indptr"] if matrix.format in ("csc", "csr") else ["data", "row", "col"]
     if "coords" in state:  # coo since scipy 1.13
-        coords = state["coords"]
-        state = {**state, "row": coords[0], "col": coords[1]}
+        state = {**state, **dict(zip(("row", "col"), state["coords"]))}
     parts = [state.get(name) for name in names]
-    if len(shape) != 2 or not all(type(p) is np.ndarray and p.ndim == 1 and p.dtype.kind in "biufc" for p in parts):
-        raise pickle.UnpicklingError("a sparse matrix whose state is not its shape and plain arrays")
     if any(id(p) in machine.unbuilt for p in parts):  # its content would come after the checks below
         raise pickle.UnpicklingError("a sparse matrix of arrays that are not complete")
-    machine.spend(sum(p.nbytes for p in parts if p is not None))
+    if len(shape) != 2 or not all(type(p) is np.ndarray and p.ndim == 1 and p.dtype.kind in "biufc" for p in parts):
+        raise pickle.UnpicklingError("a sparse matrix whose state is not its shape and plain arrays")
+    data, first, second = (p for p in parts if p is not None)
+    machine.spend(data.nbytes + first.nbytes + second.nbytes)
     if matrix.format == "coo":
-        made = type(matrix)((parts[0], (parts[1], parts[2])), shape=shape)
+        _check_indices(first, shape[0], len(data))
+        _check_indices(second, shape[1], len(data))
+        made = type(matrix)((data, (first, second)), shape=shape)
     else:
-        made = type(matrix)(tuple(parts), shape=shape)
+        major, minor = shape if matrix.format == "csr" else shape[::-1]
+        _check_indices(second, len(first) + 1, major + 1)
+        # scipy's own check lets a falling indptr with a negative end pass, and then reads beyond its arrays
+        if second[0] != 0 or second[-1] > len(first) or (second[1:] < second[:-1]).any():
+            raise pickle.UnpicklingError("a sparse matrix whose rows overlap")
+        _check_indices(first, minor, len(data))
+        made = type(matrix)((data, first, second), shape=shape)
         made.check_format(full_check=True)
     vars(matrix).update(vars(made))
+
+
+def _check_indices(indices: np.ndarray, below: int, count: int) -> None:
+    if indices.dtype.kind not in "iu" or len(indices) != count:
+        raise pickle.UnpicklingError("a sparse matrix whose indices do not fit its values")
+    if count and (indices.min() < 0 or indices.max() >= below):
+        raise pickle.UnpicklingError("a sparse matrix with entries beyond its shape")
 
 
 def _dtype(value: Any) -> np.dtype:

@@ -221,6 +221,11 @@ def test_damaged_is_one_clear_error(name):
         {"indices": np.array([7, 1], np.int32)},
         {"indptr": np.array([0, 1, 99], np.int32)},
         {"indptr": np.array([0, 2, 1], np.int32)},
+        {"indptr": np.array([0, 9, -5], np.int32)},  # passes scipy's own check
+        {"indptr": np.array([-1, 0, 2], np.int32)},
+        {"indptr": np.array([0, 2], np.int32)},
+        {"indptr": np.array([0.0, 1, 2])},
+        {"indices": np.array([0], np.int32)},
         {"indices": np.array([-9, 1], np.int32)},
         {"_shape": (2, 2, 2)},
         {"_shape": (2, 1 << 39)},
@@ -233,6 +238,14 @@ def test_sparse_matrix_with_a_crafted_state(change):
     matrix.__dict__.update(change)
     with pytest.raises(SpatialAvatarError):
         unpickle(pickle.dumps(matrix), "f.pkl")
+
+
+def test_coo_matrix_with_a_crafted_state():
+    for change in ({"coords": (np.array([0, 9]), np.array([0, 1]))}, {"coords": (np.array([0]), np.array([0, 1]))}):
+        matrix = scipy.sparse.coo_matrix(np.eye(2))
+        matrix.__dict__.update(change)
+        with pytest.raises(SpatialAvatarError):
+            unpickle(pickle.dumps(matrix), "f.pkl")
 
 
 def test_sparse_matrix_of_an_array_that_changes_after_its_check():

@@ -111,7 +111,7 @@ dyadic = st.integers(-2, 18).map(lambda k: k / 16)  # many centres lie exactly o
 anything = st.floats(-0.25, 1.25, width=32)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.lists(st.tuples(dyadic, dyadic) | st.tuples(anything, anything), min_size=3, max_size=8),
     st.lists(st.tuples(*[st.integers(0, 7)] * 3), min_size=1, max_size=6),
