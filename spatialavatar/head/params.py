@@ -57,9 +57,7 @@ class HeadParams:
             index = [index]
         return self.map(lambda t: t[index])
 
-    def with_identity(
-        self, shape: Float[Tensor, "1 S"], static_offset: Float[Tensor, "1 V 3"] | None
-    ) -> "HeadParams":
+    def with_identity(self, shape: Float[Tensor, "1 S"], static_offset: Float[Tensor, "1 V 3"] | None) -> "HeadParams":
         """This motion on one identity: cross-reenactment."""
         offset = None if static_offset is None else static_offset.expand(self.batch, -1, -1)
         return replace(self, shape=shape.expand(self.batch, -1), static_offset=offset)
