@@ -1,4 +1,4 @@
-"""Synthetic people on film: captures with exact truth, made without any download (``spatialavatar clip synthesize``)."""
+"""Synthetic people on film: captures with exact truth, made without any download."""
 
 from spatialavatar.clip.synthetic.capture import SyntheticCapture, synthesize_capture
 

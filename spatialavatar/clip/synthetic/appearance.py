@@ -19,7 +19,7 @@ from spatialavatar.head.builtin.surface import EYE as EYE_CENTRE
 from spatialavatar.head.builtin.surface import bump, smoothstep
 from spatialavatar.head.builtin.tessellation import EAR, EYE, MOUTH
 from spatialavatar.head.model import HeadModel
-from spatialavatar.head.uv_layout import build_layout
+from spatialavatar.head.uv_layout import UVLayout, build_layout
 
 _SKIN = np.array(
     [[0.93, 0.74, 0.65], [0.87, 0.66, 0.55], [0.76, 0.55, 0.42], [0.60, 0.40, 0.29], [0.42, 0.27, 0.19]], np.float32
@@ -87,7 +87,7 @@ def paint(head: HeadModel, person: Person, resolution: int) -> Surface:
     """The person's surface on this head: albedo, gloss and ambient light by UV, ``resolution`` texels square."""
     texture = np.zeros((resolution * resolution, 5), np.float32)
     texture[:, :3], texture[:, 3], texture[:, 4] = person.skin, 0.2, 1.0
-    layout = build_layout(head, resolution)
+    layout = _layout(head, resolution)
     face, weights = layout.face_index.numpy(), layout.barycentric.numpy()
     corners = head.faces.numpy()[face]
 
@@ -132,6 +132,11 @@ def hair_offset(head: HeadModel, person: Person) -> Float[np.ndarray, "V 3"]:
         volume += 9.0 * rooted * quiff
     normals = vertex_normals(p, mesh.faces)
     return (1e-3 * volume[:, None] * normals).astype(np.float32)
+
+
+@lru_cache(maxsize=2)
+def _layout(head: HeadModel, resolution: int) -> UVLayout:
+    return build_layout(head, resolution)
 
 
 @lru_cache(maxsize=2)
@@ -191,19 +196,24 @@ def _paint_builtin(person: Person, face: np.ndarray, interpolate, ambient: np.nd
     gloss = np.full(len(p), 0.22, np.float32) + 0.14 * bump(p, (0, 0, 100), (16, 50, 22)).astype(np.float32)
     gloss += (0.06 * bump(p, (0, 70, 84), (40, 26, 26))).astype(np.float32) - 0.10 * (0.5 + 0.5 * pores)
 
+    nostril = bump(folded, (6.0, -21.0, 97.0), (3.0, 3.2, 4.2))
+    albedo *= 1.0 - 0.75 * smoothstep(0.35, 0.75, nostril)[:, None]
+
     # lips
     red_of_lips = np.where(mouth, smoothstep(2.75, 3.35, ring + 0.10 * pores), 0.0)
     wrinkle = value_noise(np.stack([x / 0.9, y / 6.0], -1), person.seed + 6)
     tint = person.skin * np.array([0.92, 0.66, 0.64], np.float32) * (1 - person.lips) + person.lips * (
         0.35 * person.skin + np.array([0.42, 0.14, 0.15], np.float32)
     )
-    lip = tint * (1.0 + 0.07 * wrinkle[:, None]) * (1.0 - 0.35 * smoothstep(6.4, 8.2, ring))[:, None]
+    lip = tint * (1.0 + 0.07 * wrinkle[:, None]) * (1.0 - 0.45 * smoothstep(7.3, 8.4, ring))[:, None]
     lip *= np.where(lower_share > 0.5, 1.06, 0.94)[:, None]
     albedo += red_of_lips[:, None].astype(np.float32) * (lip - albedo)
     gloss += (red_of_lips * (0.42 - gloss)).astype(np.float32)
 
+    ambient = np.where(red_of_lips > 0.5, np.maximum(ambient, 0.50), ambient)
+
     # inside of the mouth: gums, teeth, tongue
-    inside = mouth & (ring > patches.MOUTH_EDGE_RING + 0.35)
+    inside = mouth & (ring > patches.MOUTH_EDGE_RING + 0.8)
     depth = smoothstep(9.0, 15.5, ring)[:, None]
     flesh = np.array([0.55, 0.22, 0.20], np.float32) * (1 - depth) + depth * np.array([0.16, 0.05, 0.05], np.float32)
     tongue = (inside & (ring > 13.2) & (lower_share > 0.5))[:, None]
@@ -211,7 +221,7 @@ def _paint_builtin(person: Person, face: np.ndarray, interpolate, ambient: np.nd
         tongue, np.array([0.62, 0.30, 0.29], np.float32) * (1 - 0.6 * smoothstep(13.5, 16, ring))[:, None], flesh
     )
     first, last = patches.TEETH_RINGS
-    edges = np.array([0.0, 8.2, 14.6, 21.0]) if True else None
+    edges = np.array([0.0, 8.2, 14.6, 21.0])
     gap = np.min(np.abs(side[:, None] - edges * np.where(lower_share > 0.5, 0.68, 1.0)[:, None]), 1)
     tooth = np.array([0.88, 0.84, 0.76], np.float32) * (1 - 0.55 * np.exp(-((gap / 0.45) ** 2)))[:, None]
     on_tooth = inside & (ring > first + 0.12 + 0.16 * np.cos(side * np.pi / 7.4) ** 2) & (ring < last + 0.9)
@@ -239,6 +249,7 @@ def _paint_builtin(person: Person, face: np.ndarray, interpolate, ambient: np.nd
     local = folded - EYE_CENTRE
     upper = local[:, 1] > 0.055 * local[:, 0]
     lash = np.where(eye, smoothstep(3.62, 3.95, ring) * smoothstep(5.0, 4.7, ring), 0.0) * np.where(upper, 0.9, 0.42)
+    lash *= smoothstep(-13.6, -9.5, local[:, 0])
     albedo += lash[:, None].astype(np.float32) * (np.array([0.07, 0.05, 0.045], np.float32) - albedo)
     wet = eye & (ring > 4.75) & skin_texel
     albedo = np.where(wet[:, None], person.skin * np.array([0.95, 0.70, 0.66], np.float32), albedo)
@@ -267,7 +278,7 @@ def _paint_builtin(person: Person, face: np.ndarray, interpolate, ambient: np.nd
     ambient = np.where(eyeball, 0.92 - 0.34 * smoothstep(1.5, 6.5, local[:, 1]), ambient)
 
     # hair
-    ragged = 4.0 * fractal_noise(p / 7.0, person.seed + 11, 3)
+    ragged = 2.6 * fractal_noise(p / np.array([3.5, 9.0, 6.0]), person.seed + 11, 3)
     crown = np.stack([x, y - 118.0, z + 30.0], -1)
     around = np.arctan2(crown[:, 0], crown[:, 2])
     reach = np.linalg.norm(crown, axis=-1)

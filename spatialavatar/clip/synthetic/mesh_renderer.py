@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
-from numba import njit
+
+from spatialavatar.splat.cpu.runtime import kernel, kernel_guard
 
 NEAR = 0.01  # metres
 
@@ -57,7 +58,7 @@ def render_mesh(
     world = np.ascontiguousarray(vertices, np.float64)
     normals = vertex_normals(world, surface.faces)
     k = np.asarray(intrinsics, np.float64)
-    face_id, weights = _rasterize(
+    face_id, weights = rasterize_faces(
         world @ rotation.T + translation,
         surface.faces,
         np.array([k[0, 0] * supersampling, k[1, 1] * supersampling, k[0, 2] * supersampling, k[1, 2] * supersampling]),
@@ -66,20 +67,21 @@ def render_mesh(
     )
     light = np.array([_unit(lights.key), _unit(lights.fill)])
     strength = np.array([lights.key_strength, lights.fill_strength, lights.sky, lights.ground])
-    return _shade(
-        face_id,
-        weights,
-        world,
-        normals,
-        surface.faces,
-        surface.uv,
-        surface.uv_faces,
-        surface.texture,
-        -rotation.T @ translation,
-        light,
-        strength,
-        supersampling,
-    )
+    with kernel_guard():
+        return _shade(
+            face_id,
+            weights,
+            world,
+            normals,
+            surface.faces,
+            surface.uv,
+            surface.uv_faces,
+            surface.texture,
+            -rotation.T @ translation,
+            light,
+            strength,
+            supersampling,
+        )
 
 
 def visible_vertices(
@@ -95,16 +97,23 @@ def visible_vertices(
     far = 1e4 * reach  # so far away that the perspective is parallel
     shifted = seen + np.array([0.0, 0.0, far])
     focal = far / reach * size / 2
-    face_id, weights = _rasterize(shifted, faces, np.array([focal, focal, size / 2, size / 2], np.float64), size, size)
+    face_id, weights = rasterize_faces(
+        shifted, faces, np.array([focal, focal, size / 2, size / 2], np.float64), size, size
+    )
     depth = np.where(face_id >= 0, (seen[faces[face_id], 2] * weights).sum(-1), np.inf)
     at = np.clip(((seen[:, :2] / reach + 1) * size / 2), 0, size - 1).astype(np.int64)
     nearest = depth[at[:, 1], at[:, 0]]
     return np.clip(1.0 - (seen[:, 2] - nearest - 0.0022) / 0.002, 0.0, 1.0)
 
 
-@njit(cache=True)
-def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+def vertex_normals(vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"]) -> Float[np.ndarray, "V 3"]:
     """Unit normals, each face weighted by its area."""
+    with kernel_guard():
+        return _vertex_normals(vertices, faces)
+
+
+@kernel()
+def _vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     normals = np.zeros_like(vertices)
     for f in range(faces.shape[0]):
         a, b, c = faces[f, 0], faces[f, 1], faces[f, 2]
@@ -122,11 +131,22 @@ def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     return normals
 
 
-@njit(cache=True)
+def rasterize_faces(
+    camera_points: Float[np.ndarray, "V 3"],
+    faces: Int[np.ndarray, "F 3"],
+    focal: Float[np.ndarray, " 4"],  # fx, fy, cx, cy in pixels
+    width: int,
+    height: int,
+) -> tuple[Int[np.ndarray, "H W"], Float[np.ndarray, "H W 3"]]:
+    """Nearest face at each pixel centre (-1: none) and its perspective-correct barycentric weights."""
+    with kernel_guard():
+        return _rasterize(camera_points, faces, focal, width, height)
+
+
+@kernel()
 def _rasterize(
     camera_points: np.ndarray, faces: np.ndarray, focal: np.ndarray, width: int, height: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Nearest face at each pixel centre (-1: none) and its perspective-correct barycentric weights."""
     inverse = np.zeros((height, width))  # 1 / depth, which is linear on the screen
     face_id = np.full((height, width), -1, np.int32)
     weights = np.zeros((height, width, 3), np.float32)
@@ -168,7 +188,7 @@ def _rasterize(
     return face_id, weights
 
 
-@njit(cache=True)
+@kernel()
 def _shade(
     face_id: np.ndarray,
     weights: np.ndarray,

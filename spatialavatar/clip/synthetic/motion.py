@@ -19,7 +19,7 @@ def draw_shape(head: HeadModel, identity: int) -> Float[torch.Tensor, "1 S"]:
     rng = np.random.Generator(np.random.PCG64([identity, 23]))
     codes = np.clip(rng.standard_normal(head.shape_codes), -2.0, 2.0)
     order = np.arange(head.shape_codes)
-    codes *= np.where(order < 30, 0.75, np.where(order < 80, 0.55, 0.25))
+    codes *= np.where(order < 22, 0.75, np.where(order < 80, 0.45, 0.2))
     return torch.from_numpy(codes.astype(np.float32))[None]
 
 

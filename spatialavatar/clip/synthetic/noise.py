@@ -1,36 +1,49 @@
 """Smooth noise from integer hashes alone: the same on every machine and library version."""
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float32
+
+from spatialavatar.splat.cpu.runtime import kernel, kernel_guard
 
 
-def value_noise(points: Float[np.ndarray, "N D"], seed: int) -> Float[np.ndarray, " N"]:
+def value_noise(points: Float[np.ndarray, "N D"], seed: int) -> Float32[np.ndarray, " N"]:
     """Noise in [-1, 1] with features about 1 unit wide, D from 1 to 3."""
-    cell = np.floor(points).astype(np.int64)
-    t = (points - cell).astype(np.float32)
-    t = t * t * (3 - 2 * t)
-    dimensions = points.shape[1]
-    total = np.zeros(len(points), np.float32)
-    for corner in range(2**dimensions):
-        bits = [(corner >> d) & 1 for d in range(dimensions)]
-        weight = np.ones(len(points), np.float32)
-        key = np.full(len(points), seed * 2654435761 % 2**32, np.uint64)
-        for d, bit in enumerate(bits):
-            weight *= t[:, d] if bit else 1 - t[:, d]
-            key = _mix(key ^ ((cell[:, d] + bit) & 0xFFFFFFFF).astype(np.uint64))
-        total += weight * ((key & np.uint64(0xFFFF)).astype(np.float32) / 32767.5 - 1.0)
-    return total
+    n, dimensions = points.shape
+    padded = np.zeros((n, 3))
+    padded[:, :dimensions] = points
+    with kernel_guard():
+        return _value_noise(padded, seed & 0x7FFFFFFF)
 
 
-def fractal_noise(points: Float[np.ndarray, "N D"], seed: int, octaves: int) -> Float[np.ndarray, " N"]:
+def fractal_noise(points: Float[np.ndarray, "N D"], seed: int, octaves: int) -> Float32[np.ndarray, " N"]:
+    """Octaves of noise, each at half the size and half the strength of the one before."""
     out = np.zeros(len(points), np.float32)
     for o in range(octaves):
-        out += value_noise(points * 2.0**o, seed + 101 * o) / 2.0**o
+        out += value_noise(points * 2.0**o, seed + 101 * o) / np.float32(2.0**o)
     return out
 
 
-def _mix(key: np.ndarray) -> np.ndarray:
-    mask = np.uint64(0xFFFFFFFF)
-    key = (key ^ (key >> np.uint64(16))) * np.uint64(0x45D9F3B) & mask
-    key = (key ^ (key >> np.uint64(15))) * np.uint64(0x2C1B3C6D) & mask
-    return key ^ (key >> np.uint64(13))
+@kernel(inline=True)
+def _hash(x: int, y: int, z: int, seed: int) -> float:
+    h = (x * 374761393 + y * 668265263 + z * 2147483647 + seed * 1274126177) & 0xFFFFFFFF
+    h = ((h ^ (h >> 13)) * 1274126177) & 0xFFFFFFFF
+    h = ((h ^ (h >> 16)) * 73244475) & 0xFFFFFFFF
+    return ((h ^ (h >> 15)) & 0xFFFF) / 32767.5 - 1.0
+
+
+@kernel()
+def _value_noise(points: np.ndarray, seed: int) -> np.ndarray:
+    out = np.empty(points.shape[0], np.float32)
+    for i in range(points.shape[0]):
+        x, y, z = np.floor(points[i, 0]), np.floor(points[i, 1]), np.floor(points[i, 2])
+        tx, ty, tz = points[i, 0] - x, points[i, 1] - y, points[i, 2] - z
+        tx, ty, tz = tx * tx * (3 - 2 * tx), ty * ty * (3 - 2 * ty), tz * tz * (3 - 2 * tz)
+        ix, iy, iz = int(x), int(y), int(z)
+        total = 0.0
+        for c in range(8):
+            a, b, d = c & 1, (c >> 1) & 1, c >> 2
+            weight = (tx if a else 1 - tx) * (ty if b else 1 - ty) * (tz if d else 1 - tz)
+            if weight != 0.0:
+                total += weight * _hash(ix + a, iy + b, iz + d, seed)
+        out[i] = total
+    return out

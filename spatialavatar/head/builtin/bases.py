@@ -6,7 +6,6 @@ each mode is then scaled so that a coefficient of 1 does what its name says (exp
 """
 
 import itertools
-from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float
@@ -107,14 +106,18 @@ def _named_expressions(mesh: HeadMesh) -> list[Field]:
         away = np.array([side, 1.0, 1.0])
         out[f"blink_{name}"] = _blink(mesh, int(side))
         pull = _reach(q, (27.0, -45.0, 88.0), (20.0, 15.0, 26.0)) * on_side
+        wide = _reach(q, (22.0, -45.0, 90.0), (27.0, 17.0, 30.0))
+        outwards = np.clip(q[:, 0] / 26.0, 0.0, 1.15)
         cheek = bump(q, (40.0, -12.0, 70.0), (19.0, 16.0, 24.0))
-        smile = pull[:, None] * np.array([5.2, 5.0, -3.2]) + cheek[:, None] * np.array([0.8, 3.4, 3.2])
+        smile = wide[:, None] * np.stack([6.0 * outwards, 6.2 * outwards**1.7 - 0.8, -3.4 * outwards], -1)
+        smile *= smoothstep(-6.0, 6.0, q[:, 0])[:, None]
+        smile += cheek[:, None] * np.array([0.8, 3.4, 3.2])
         smile += 0.9 * bump(q, (15.0, -17.0, 92.0), (7.0, 8.0, 12.0))[:, None] * np.array([1.0, 0.8, 0.0])
         out[f"smile_{name}"] = smile * away
         out[f"frown_{name}"] = (pull[:, None] * np.array([1.0, -6.0, -0.8])) * away
-        brow = bump(q, (29.0, 45.0, 74.0), (25.0, 13.0, 30.0)) * smoothstep(-10.0, 12.0, q[:, 0])
+        brow = _reach(q, (28.0, 46.0, 74.0), (30.0, 14.0, 34.0)) * smoothstep(-8.0, 12.0, q[:, 0])
         forehead = bump(q, (27.0, 68.0, 74.0), (28.0, 16.0, 40.0)) * smoothstep(-10.0, 12.0, q[:, 0])
-        out[f"brow_raise_{name}"] = brow[:, None] * np.array([0.3, 7.5, 1.2]) * away + forehead[:, None] * np.array(
+        out[f"brow_raise_{name}"] = brow[:, None] * np.array([0.0, 6.5, 1.2]) * away + forehead[:, None] * np.array(
             [0.0, 3.0, 0.3]
         )
         wing = bump(q, (13.0, -13.0, 94.0), (9.0, 11.0, 14.0)) * smoothstep(-2.0, 8.0, q[:, 0])
@@ -129,11 +132,12 @@ def _named_expressions(mesh: HeadMesh) -> list[Field]:
         squint = below_eye[:, None] * np.array([0.0, 3.4, 1.6]) + beside[:, None] * np.array([-1.4, 0.0, 0.0])
         out[f"squint_{name}"] = squint * away
 
+    lip_line = patches.lip_line(np.minimum(np.abs(x), MOUTH_HALF_WIDTH))
     front = _reach(p, (0.0, -45.0, 95.0), (30.0, 20.0, 30.0))
     above = _reach(p, (0.0, -38.0, 98.0), (24.0, 16.0, 26.0)) * upper
     below = _reach(p, (0.0, -54.0, 96.0), (23.0, 15.0, 26.0)) * lower
     out["mouth_open_lips"] = above[:, None] * np.array([0.0, 3.2, 0.6]) - below[:, None] * np.array([0.0, 5.6, -0.3])
-    inwards = np.stack([-0.36 * x, 0.10 * (y + 45.0), np.full_like(x, 6.0) + 0.06 * np.abs(x)], -1)
+    inwards = np.stack([-0.36 * x, 0.10 * (y + 45.0), np.full_like(x, 5.0) + 0.06 * np.abs(x)], -1)
     out["pucker"] = front[:, None] * inwards
     between = bump(p, (0.0, 42.0, 84.0), (17.0, 15.0, 26.0))
     inner_brow = bump(np.abs(p) * [1, 0, 0] + p * [0, 1, 1], (17.0, 43.0, 80.0), (15.0, 12.0, 22.0))
@@ -142,7 +146,7 @@ def _named_expressions(mesh: HeadMesh) -> list[Field]:
     )
     out["brow_frown"] = inner_brow[:, None] * down + between[:, None] * np.array([0.0, -1.6, 0.5])
     out["lips_press"] = front[:, None] * np.stack(
-        [0.0 * x, -0.22 * np.clip(y + 45.0, -9, 9), np.full_like(x, -2.0)], -1
+        [0.0 * x, -0.22 * np.clip(y - lip_line, -9, 9), np.full_like(x, -2.0)], -1
     )
     out["mouth_left"] = front[:, None] * np.array([6.0, 0.0, 0.0])
     out["upper_lip_raise"] = above[:, None] * np.array([0.0, 4.0, 1.0])
@@ -232,6 +236,7 @@ def _named_shapes(mesh: HeadMesh) -> list[Field]:
     ear[mesh.select(EAR)] = np.clip((mesh.ring[mesh.select(EAR)]) / 4.0, 0.0, 1.0)
     ear[~mesh.select(EAR)] = 0.0
     corner = bump(folded, (26.0, -45.0, 88.0), (15.0, 12.0, 22.0))
+    lip_line = patches.lip_line(np.minimum(np.abs(x), MOUTH_HALF_WIDTH))
 
     def along(weight: np.ndarray, *direction: float | np.ndarray) -> Field:
         return np.stack([weight * d for d in direction], -1)
@@ -241,7 +246,7 @@ def _named_shapes(mesh: HeadMesh) -> list[Field]:
         along(face, 0.055 * x, 0.0, 0.0),
         along(smoothstep(60.0, -40.0, z) * smoothstep(-80.0, -10.0, y), 0.0, 0.0, 0.05 * (z - 40.0)),
         along(skull, 0.0, 0.045 * (y - 10.0), 0.0),
-        along(jaw, 0.085 * x, 0.0, 0.0),
+        along(jaw, 0.065 * x, 0.0, 0.0),
         along(smoothstep(-48.0, -85.0, y) * smoothstep(20.0, 60.0, z), 0.0, -3.6, 0.0),
         along(chin, 0.0, 0.0, 3.6),
         along(tip, 0.0, -2.0, 3.2),
@@ -250,9 +255,9 @@ def _named_shapes(mesh: HeadMesh) -> list[Field]:
         along(eyes, 1.5 * side, 0.0, 0.0),
         along(brow, 0.0, -0.6, 2.4),
         along(forehead, 0.0, 0.0, 3.6),
-        along(bones, 3.2 * side, 0.0, 1.6),
-        along(cheeks, 4.2 * side, 0.0, 1.6),
-        along(lips, 0.0, 0.16 * np.clip(y + 45.0, -12, 12), 1.6),
+        along(bones, 2.2 * side, 0.0, 1.2),
+        along(cheeks, 3.4 * side, 0.0, 1.4),
+        along(lips, 0.0, 0.16 * np.clip(y - lip_line, -12, 12), 1.6),
         along(corner, 2.6 * side, 0.0, -0.8),
         along(bump(p, (0.0, -46.0, 96.0), (36.0, 20.0, 30.0)), 0.0, 2.4, 0.0),
         along(ear, 0.0, 0.08 * (y - 3.0), 0.10 * (z + 8.0)),
@@ -291,21 +296,45 @@ def _harmonics(mesh: HeadMesh, mask: Float[np.ndarray, " V"], count: int) -> lis
 def _orthogonal(
     mesh: HeadMesh, named: list[Field], smooth: list[Field], count: int, rms: float
 ) -> Float[np.ndarray, "V 3 K"]:
-    """Gram-Schmidt in order. Named modes keep their own amplitude, the smooth ones have falling ones (rms in mm)."""
+    """Named modes keep what the earlier ones leave of them; the smooth ones get falling amplitudes (first: rms mm)."""
     columns = np.stack([f.ravel() for f in named + smooth], -1)
-    q, r = np.linalg.qr(columns / np.linalg.norm(columns, axis=0))
-    usable = np.abs(np.diag(r)) > 1e-4
-    usable[: len(named)] = True
-    chosen = np.flatnonzero(usable)[:count]
+    norms = np.linalg.norm(columns, axis=0)
+    q = columns / norms
+    left_over = _orthonormalise(q, keep=len(named))
+    chosen = np.flatnonzero(left_over > 1e-3)[:count]
     if len(chosen) < count:
         raise ValueError(f"only {len(chosen)} independent modes for {count} codes")
-    q = q[:, chosen] * np.sign(np.diag(r))[chosen]
+    q = np.ascontiguousarray(q[:, chosen])
+    _orthonormalise(q, keep=count)  # once more, against rounding
     amplitude = np.empty(count)
     n = len(named)
-    amplitude[:n] = np.linalg.norm(columns[:, :n], axis=0)
+    amplitude[:n] = (left_over * norms)[:n]
     order = np.arange(count - n)
     amplitude[n:] = rms * np.sqrt(len(mesh.points)) / (1.0 + order / 12.0) ** 0.75
     return (q * amplitude).reshape(len(mesh.points), 3, count)
+
+
+def _orthonormalise(columns: Float[np.ndarray, "N K"], keep: int) -> Float[np.ndarray, " K"]:
+    """Gram-Schmidt in place, by the Cholesky factor of the Gram matrix (much faster than QR on tall matrices).
+
+    Returns what was left of each unit column after the earlier ones were taken out; columns after the first ``keep``
+    of which hardly anything is left become zero.
+    """
+    n = columns.shape[1]
+    rest = columns.T @ columns
+    factor = np.zeros((n, n))  # columns = q factor
+    for k in range(n):
+        pivot = np.sqrt(max(rest[k, k], 0.0))
+        if k >= keep and pivot < 1e-3:
+            continue
+        factor[k] = rest[k] / pivot
+        factor[k, :k] = 0.0
+        rest -= np.outer(factor[k], factor[k])
+    left_over = np.diag(factor).copy()
+    good = left_over > 0
+    columns[:, good] = np.linalg.solve(factor[np.ix_(good, good)].T, columns[:, good].T).T
+    columns[:, ~good] = 0.0
+    return left_over
 
 
 def _lips(mesh: HeadMesh) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -355,6 +384,3 @@ def _eyes_as_a_piece(mesh: HeadMesh, field: Field) -> Field:
         near = around * ((mesh.points[:, 0] * side) > 0)
         out += near[:, None] * (move - out)
     return out
-
-
-Modes = Callable[[HeadMesh], Float[np.ndarray, "V 3 K"]]

@@ -27,7 +27,7 @@ MOUTH_CORNER = MOUTH_COLUMNS // 2
 MOUTH_BORDER_RING = 3  # edge of the red of the lips
 MOUTH_EDGE_RING = 8  # where the closed lips meet
 TEETH_RINGS = (11, 12)
-EAR_COLUMNS = 32
+EAR_COLUMNS = 28
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ def lid_margin(count: int) -> Float[np.ndarray, "C 2"]:
     x = 14.0 * np.cos(angle)
     s = x / 14.0
     skew = 1.0 - 0.10 * s  # highest a little towards the nose
-    upper = 5.7 * np.abs(np.sin(angle)) ** 1.15 * skew
-    lower = 4.4 * np.abs(np.sin(angle)) ** 1.35 * (1.0 + 0.12 * s)
+    upper = 5.1 * np.abs(np.sin(angle)) ** 1.15 * skew
+    lower = 4.6 * np.abs(np.sin(angle)) ** 1.35 * (1.0 + 0.12 * s)
     tilt = 0.9 * s  # the outer corner is the higher one
     return np.stack([x, np.where(np.sin(angle) >= 0, upper, -lower) + tilt], -1)
 
@@ -111,8 +111,9 @@ def mouth_patch() -> Patch:
     sign[MOUTH_CORNER] = 0.0
     cosine = np.cos(angle)
     cosine[0] = cosine[-1] = 0.0
-    # columns closer together towards the corner
-    x = MOUTH_HALF_WIDTH * np.sin(np.pi / 2 * cosine) ** 0.9
+    # columns a little closer together towards the corner
+    along = 1.0 - np.abs(np.arange(n) - MOUTH_CORNER) / MOUTH_CORNER
+    x = MOUTH_HALF_WIDTH * (0.35 * np.sin(np.pi / 2 * along) + 0.65 * along)
     line = lip_line(x)
     red = np.where(sign > 0, lip_height(x, True), lip_height(x, False)) * np.abs(sign)
     border = np.stack([x, line + sign * red], -1)
@@ -122,7 +123,7 @@ def mouth_patch() -> Patch:
     for share in (0.42, 0.80):
         rings.append(onto_front(outer * (1 - share) + border * share))
     for tau in (1.0, 0.78, 0.54, 0.30, 0.12, 0.0):
-        flat = np.stack([x, line + sign * np.maximum(red * tau, 0.08)], -1)
+        flat = np.stack([x, line + sign * np.maximum(red * tau, 0.03)], -1)
         skin = onto_front(flat)
         skin[:, 2] += _lip_profile(x, tau, sign > 0)
         rings.append(skin)
@@ -139,11 +140,13 @@ def mouth_patch() -> Patch:
         ((32.0, 12.0, 0.70), (32.0, 9.0, 0.70)),
         ((46.0, 4.0, 0.60), (46.0, 4.0, 0.60)),
     )
+    teeth = [top for top, _ in upper_and_lower[3:5]]
     for top, bottom in upper_and_lower:
         back, high, narrow = (np.where(sign >= 0, t, b) for t, b in zip(top, bottom, strict=True))
         ring = edge.copy()
         ring[:, 0] *= narrow
-        ring[:, 1] = line + sign * high * fullness
+        flat = fullness ** (0.35 if top in teeth else 1.0)
+        ring[:, 1] = (MOUTH_Y if top in teeth else line) + sign * high * flat
         ring[:, 2] -= back * (0.35 + 0.65 * fullness)
         rings.append(ring)
     points = np.stack(rings)
@@ -223,7 +226,7 @@ def _lip_profile(x: np.ndarray, tau: float, upper: np.ndarray) -> np.ndarray:
     """Forward displacement of the lips in mm: full in the middle of the red, drawn in where the lips meet."""
     s = np.clip(np.abs(x) / MOUTH_HALF_WIDTH, 0.0, 1.0)
     full = np.where(upper, 2.5 + 0.5 * np.exp(-((s / 0.12) ** 2)), 3.4) * np.clip(1 - s**2, 0, 1) ** 0.7
-    return full * np.sin(np.pi * tau**0.75) - (3.2 * np.sqrt(np.clip(1 - s**2, 0, 1)) + 0.6) * (1 - tau) ** 3
+    return full * np.sin(np.pi * tau**0.75) - (2.0 * np.sqrt(np.clip(1 - s**2, 0, 1)) + 0.5) * (1 - tau) ** 3
 
 
 def _on_sphere(offset: Float[np.ndarray, "N 2"], radius: float) -> Float[np.ndarray, "N 3"]:

@@ -66,22 +66,23 @@ def jaw_weight(mesh: HeadMesh) -> Float[np.ndarray, " V"]:
     band = 5.0 + 0.55 * beyond + 16.0 * depth
     gradual = 0.5 + 0.5 * np.clip(below / band, -1.0, 1.0) * (1.5 - 0.5 * np.clip(below / band, -1.0, 1.0) ** 2)
     apart = np.where(below > 0, 1.0, 0.0)
-    mix = smoothstep(MOUTH_HALF_WIDTH - 9.0, MOUTH_HALF_WIDTH + 1.0, x)
-    weight = mix * gradual + (1 - mix) * apart
+    open_share = np.clip(1.0 - (x / (1.01 * MOUTH_HALF_WIDTH)) ** 2.2, 0.0, 1.0) ** 0.62
+    weight = (1 - open_share) * gradual + open_share * apart
 
     # inside the mouth patch upper and lower are known, whatever the height
     mouth = mesh.select(MOUTH)
     lower = mouth & (mesh.column > patches.MOUTH_CORNER)
     upper = mouth & (mesh.column < patches.MOUTH_CORNER)
     lips = mouth & (mesh.ring >= patches.MOUTH_BORDER_RING)
-    share = np.clip(np.abs(mesh.column - patches.MOUTH_CORNER) / 6.0, 0.0, 1.0)
-    share = share * share * (3 - 2 * share)
+    # the opening is an ellipse: at the corners upper and lower lip move alike
+    share = np.clip(1.0 - (x / (1.01 * MOUTH_HALF_WIDTH)) ** 2.2, 0.0, 1.0) ** 0.62
+    share[mesh.select(MOUTH) & (mesh.column == patches.MOUTH_CORNER)] = 0.0
     inner = np.where(lower, 0.5 + 0.5 * share, np.where(upper, 0.5 - 0.5 * share, 0.5))
     blend = np.where(lips, 1.0, np.where(mouth, np.clip(mesh.ring / patches.MOUTH_BORDER_RING, 0, 1), 0.0))
     weight = blend * inner + (1 - blend) * weight
 
     # behind: nothing follows behind the joint, the throat follows less and less
-    weight *= smoothstep(-4.0, 26.0, z) + 0.0 * y
+    weight *= smoothstep(-4.0, 26.0, z)
     weight *= 1.0 - smoothstep(-88.0, -112.0, y) * smoothstep(75.0, 40.0, z)
     weight *= 1.0 - 0.85 * smoothstep(48.0, 18.0, z) * smoothstep(-74.0, -96.0, y)
     deep = mouth & (mesh.ring > patches.TEETH_RINGS[1] + 1)

@@ -39,14 +39,15 @@ def skin_distance(points: Points) -> Values:
     d = _join(d, _ellipsoid(p, (0, 20, -48), (58, 60, 50)), 20)
     # middle and lower face
     d = _join(d, _ellipsoid(p, (0, -6, 28), (58, 58, 54)), 24)
-    d = _join(d, _ellipsoid(p, (0, -44, 36), (44, 44, 46)), 20)
+    d = _join(d, _ellipsoid(p, (0, -42, 36), (47, 44, 46)), 22)
     d = _join(d, _ellipsoid(p, (0, -44, 62), (30, 25, 34)), 18)
-    d = _join(d, _cone(p, (55, -4, 0), (45, -50, 8), 9, 10), 24)
-    d = _join(d, _cone(p, (45, -50, 8), (15, -77, 68), 10, 11), 22)
+    d = _join(d, _cone(p, (55, -4, 0), (44, -48, 8), 9, 10), 24)
+    d = _join(d, _cone(p, (44, -48, 8), (15, -77, 68), 10, 11), 24)
+    d = _join(d, _cone(p, (46, -10, 34), (40, -48, 24), 13, 13), 20)
     d = _join(d, _ellipsoid(p, (0, -77, 75), (18, 14, 16)), 14)
     d = _join(d, _ellipsoid(p, (7, -79, 77), (11, 10, 12)), 8)
     d = _join(d, _cone(p, (0, -72, 58), (0, -84, 0), 14, 22), 14)
-    d = _join(d, _ellipsoid(p, (49, -3, 44), (15, 12, 22)), 20)
+    d = _join(d, _ellipsoid(p, (48, -3, 44), (15, 13, 22)), 22)
     # brow, eye sockets, lids
     d = _join(d, _cone(p, (10, 39, 79), (40, 42, 64), 8, 8), 16)
     d = _carve(d, _ellipsoid(p, (29, 24, 93), (18, 12, 17)), 12)
@@ -55,10 +56,10 @@ def skin_distance(points: Points) -> Values:
     # nose
     d = _join(d, _cone(p, (0, 30, 80), (0, -5, 98), 6.0, 7.5), 12)
     d = _join(d, _ellipsoid(p, (0, -9, 103), (9.5, 8.5, 9.0)), 9)
-    d = _join(d, _ellipsoid(p, (11.0, -14.5, 95), (6.5, 6.5, 8.0)), 8)
-    d = _carve(d, _ellipsoid(p, (6.0, -22.0, 98.5), (3.4, 4.5, 5.5)), 3)
+    d = _join(d, _ellipsoid(p, (11.5, -15.0, 95), (6.0, 6.5, 8.5)), 6)
+    d = _carve(d, _ellipsoid(p, (6.2, -22.5, 98.5), (3.6, 5.0, 6.0)), 2.5)
     # neck
-    d = _join(d, _cone(p, (0, -40, -28), (0, -190, -44), 50, 56), 18)
+    d = _join(d, _cone(p, (0, -40, -28), (0, -190, -44), 48, 54), 18)
     d = _join(d, _cone(p, (40, -20, -28), (12, -165, 12), 9, 9), 16)
     d = _join(d, _ellipsoid(p, (0, -112, 18), (8, 14, 12)), 12)
     return d - _relief(p)
@@ -104,7 +105,7 @@ def _relief(p: Points) -> Values:
     out += -1.2 * front * np.exp(-(((y + 64.0) / 6.0) ** 2) - ((x / 18.0) ** 2))  # under the lower lip
     out += 1.6 * bump(p, (34.0, -22.0, 74.0), (16.0, 14.0, 20.0))  # cheek
     out += -3.0 * bump(p, (62.0, 38.0, 44.0), (16.0, 20.0, 18.0))  # temple
-    out += -2.0 * bump(p, (52.0, -36.0, 38.0), (14.0, 15.0, 22.0))  # below the cheekbone
+    out += 1.2 * bump(p, (48.0, -36.0, 48.0), (14.0, 16.0, 24.0))  # below the cheekbone
     # crease of the upper lid
     dx, dy = x - EYE[0], y - EYE[1]
     crease = 9.2 - 0.022 * dx**2

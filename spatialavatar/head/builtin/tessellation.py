@@ -99,11 +99,12 @@ def edge_length(p: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, " N"]:
     """Wanted length of the skin's edges, mm."""
     side = np.abs(p) * np.array([1.0, 0, 0]) + p * np.array([0, 1.0, 1.0])
     face = smoothstep(10.0, 60.0, p[:, 2]) * smoothstep(105.0, 60.0, p[:, 1]) * smoothstep(-110.0, -85.0, p[:, 1])
-    length = 11.0 - 5.6 * face
-    length -= 2.6 * face * bump(side, (0.0, 0.0, 100.0), (24.0, 34.0, 40.0))
+    length = 10.0 - 4.6 * face
+    length -= 2.4 * face * bump(side, (0.0, 0.0, 100.0), (24.0, 34.0, 40.0))
+    length -= 1.2 * face * bump(side, (8.0, -16.0, 98.0), (14.0, 14.0, 20.0))
     length -= 1.6 * face * bump(side, (31.0, 30.0, 70.0), (28.0, 24.0, 40.0))
     length -= 3.0 * bump(side, (70.0, 3.0, -13.0), (20.0, 40.0, 28.0)) * (1 - face)
-    return np.maximum(length, 2.6)
+    return np.maximum(length, 1.9)
 
 
 class _Builder:
