@@ -21,6 +21,7 @@ from spatialavatar.errors import SpatialAvatarError
 
 Location = str | os.PathLike[str]
 
+_METADATA_KEY = "spatialavatar"
 _LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
 
@@ -131,13 +132,13 @@ def read_tensors(location: Location) -> tuple[dict[str, np.ndarray], dict[str, s
 
 
 def read_tensor_metadata(location: Location) -> dict[str, str]:
-    """Metadata of a safetensors file; reads its header alone."""
+    """Our metadata of a safetensors file (none in others' files); reads its header alone."""
     try:
         with fsspec.open(os.fspath(location), "rb") as f:
             size = int.from_bytes(f.read(8), "little")
             if size > _LARGEST_HEADER:
                 raise ValueError("header too large")
-            metadata = json.loads(f.read(size)).get("__metadata__", {})
+            metadata = json.loads(json.loads(f.read(size)).get("__metadata__", {}).get(_METADATA_KEY, "{}"))
     except FileNotFoundError:
         raise SpatialAvatarError(f"{location}: no such file") from None
     except IsADirectoryError:
@@ -154,8 +155,10 @@ def _unreadable(location: Location, reason: Exception) -> SpatialAvatarError:
 
 
 def write_tensors(location: Location, arrays: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+    """Equal content gives equal bytes: the metadata go in as one sorted JSON text, for safetensors shuffles its keys."""
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    write_bytes(location, safetensors.numpy.save(contiguous, metadata=metadata))
+    text = json.dumps(metadata or {}, sort_keys=True)
+    write_bytes(location, safetensors.numpy.save(contiguous, metadata={_METADATA_KEY: text}))
 
 
 def content_hash(arrays: dict[str, np.ndarray], *extra: str) -> str:

@@ -37,6 +37,14 @@ def test_failed_write_leaves_the_old_file_and_no_debris(tmp_path: Path, monkeypa
     assert os.listdir(tmp_path) == ["state"]
 
 
+def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
+    written = set()
+    for _ in range(8):
+        files.write_tensors(tmp_path / "t", {"b": np.ones(3), "a": np.zeros(2)}, {"x": "1", "y": "2", "z": "3"})
+        written.add((tmp_path / "t").read_bytes())
+    assert len(written) == 1
+
+
 @pytest.mark.parametrize("keep", [0, 4, 9, 40, -1])
 def test_truncated_tensors_are_one_clear_error(tmp_path: Path, keep: int) -> None:
     where = tmp_path / "a.safetensors"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from spatialavatar.splat.gaussians import LocalGaussians, WorldGaussians
 
+SLIVER = 1e-4  # a triangle lower than this share of its side counts as degenerate
 _TINY = 1e-12
 
 
@@ -27,8 +28,9 @@ def triangle_frames(vertices: Float[Tensor, "*B V 3"], faces: Int[Tensor, "F 3"]
     """(c, R, s) of each triangle. On a degenerate triangle R is still a rotation, and all gradients are finite."""
     v0, v1, v2 = (vertices[..., faces[:, k], :] for k in range(3))
     first, second = v1 - v0, v2 - v0
-    a0 = _unit(first, _any_direction(first))
-    a1 = _unit(torch.linalg.cross(a0, second), _perpendicular(a0.detach()))
+    a0 = _unit(first, _any_direction(first), _TINY)
+    # a sliver's cross product is rounding noise, which need not be at right angles to a0
+    a1 = _unit(torch.linalg.cross(a0, second), _perpendicular(a0.detach()), SLIVER * _norm(second.detach()) + _TINY)
     a2 = torch.linalg.cross(a0, a1)
     length = _norm(first)
     height = (a2 * second).sum(-1).abs()
@@ -112,9 +114,11 @@ def _norm(x: Tensor) -> Tensor:
     return torch.where(zero, torch.zeros_like(squared), torch.where(zero, torch.ones_like(squared), squared).sqrt())
 
 
-def _unit(x: Tensor, fallback: Tensor) -> Tensor:
-    length = _norm(x)[..., None]
-    degenerate = length < _TINY
+def _unit(x: Tensor, fallback: Tensor, least: Tensor | float) -> Tensor:
+    """x to unit length, or ``fallback`` where it is shorter than ``least``."""
+    length = _norm(x)
+    degenerate = (length < least)[..., None]
+    length = length[..., None]
     return torch.where(degenerate, fallback, x / torch.where(degenerate, torch.ones_like(length), length))
 
 

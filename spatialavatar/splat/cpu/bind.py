@@ -19,7 +19,7 @@ from spatialavatar.splat.cpu.runtime import kernel, kernel_guard
 from spatialavatar.splat.gaussians import LocalGaussians, WorldGaussians
 
 _BLOCKS = 16  # of faces or Gaussians, per subject: the grain of the parallel loops
-_TINY = np.float32(1e-12)  # as in binding.py
+_TINY, _SLIVER = np.float32(1e-12), np.float32(1e-4)  # as in binding.py
 _ZERO, _HALF, _ONE, _THREE = (np.float32(v) for v in (0, 0.5, 1, 3))
 
 # Columns of a face's frame: centroid 3, rotation 9 (row-major), quaternion 4 (wxyz), scale.
@@ -194,7 +194,8 @@ def _frames(vertices, faces, frames):  # type: ignore[no-untyped-def]
                 ax, ay, az = ax / length, ay / length, az / length
             nx, ny, nz = ay * sz - az * sy, az * sx - ax * sz, ax * sy - ay * sx
             area = math.sqrt(nx * nx + ny * ny + nz * nz)
-            if area < _TINY:  # some direction at right angles: a0 x the axis that a0 has least of
+            if area < _SLIVER * math.sqrt(sx * sx + sy * sy + sz * sz) + _TINY:
+                # some direction at right angles: a0 x the axis that a0 has least of
                 if abs(ax) <= abs(ay) and abs(ax) <= abs(az):
                     nx, ny, nz = _ZERO, az, -ay
                 elif abs(ay) <= abs(az):

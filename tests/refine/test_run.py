@@ -1,0 +1,212 @@
+"""Runs in a folder: log, checkpoints, stop and resume, what is never overwritten."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from spatialavatar import files
+from spatialavatar.avatar import read_avatar
+from spatialavatar.avatar.avatar import TENSORS
+from spatialavatar.clip import TrackedClip, open_clip
+from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.refine import (
+    Progress,
+    RefineConfig,
+    StopRefinement,
+    avatar_start,
+    reference_frame,
+    refine_clip,
+    template_start,
+)
+from spatialavatar.refine.checkpoint import FILE
+from spatialavatar.refine.run import LOG
+from tests.builders.clips import tiny_clip, tiny_head
+from tests.refine.test_loop import FAST, UV, config
+
+SETTINGS = config("iterations=30", "checkpoint_every=10", "log_every=4", *FAST)
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> TrackedClip:
+    return tiny_clip(tmp_path / "clip", instants=5, width=32, height=32, test_from=4, seed=3)
+
+
+def refine(clip: TrackedClip, out: Path, settings: RefineConfig = SETTINGS, **options):  # type: ignore[no-untyped-def]
+    return refine_clip(clip, tiny_head(), template_start(tiny_head(), UV), settings, out, **options)
+
+
+def stop_at(iteration: int):  # type: ignore[no-untyped-def]
+    def observe(progress: Progress) -> None:
+        if progress.iteration == iteration:
+            raise StopRefinement
+
+    return observe
+
+
+def test_finished_run_leaves_avatar_and_log_and_no_checkpoint(clip: TrackedClip, tmp_path: Path) -> None:
+    out = tmp_path / "avatar"
+    seen = []
+    refine(clip, out, observe=lambda progress: seen.append(progress.iteration))
+    assert seen == list(range(31))
+    assert files.list_folder(out) == ["avatar.json", TENSORS, LOG]
+    lines = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [4, 8, 12, 16, 20, 24, 28, 30]
+    assert all(0 < line["l1"] < 1 and -1 <= line["ssim"] <= 1 for line in lines)
+    avatar = read_avatar(out)
+    start = template_start(tiny_head(), UV)
+    assert avatar.layout_fingerprint == start.layout.fingerprint
+    assert avatar.gaussians.count == start.gaussians.count
+    assert avatar.provenance["metrics"]["iterations"] == 30
+    assert avatar.provenance["clip"]["training_frames"] == 4
+    reference = reference_frame(tiny_head(), clip.params, 0)
+    torch.testing.assert_close(avatar.reference_params.expression, clip.params[reference].expression)
+    assert "made for tests" in avatar.licence_note
+
+
+@pytest.mark.parametrize("stops", [[17], [10], [3, 12, 29]])
+def test_stopped_and_resumed_run_is_bit_identical(clip: TrackedClip, tmp_path: Path, stops: list[int]) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    refine(clip, whole)
+    for stop in stops:
+        with pytest.raises(StopRefinement):
+            refine(clip, parts, resume=True, observe=stop_at(stop))
+        assert FILE in files.list_folder(parts)
+        assert "avatar.json" not in files.list_folder(parts)
+    refine(clip, parts, resume=True)
+    assert (parts / TENSORS).read_bytes() == (whole / TENSORS).read_bytes()
+
+    def log_without_time(folder: Path) -> list[dict[str, float]]:
+        return [{**json.loads(line), "seconds": 0} for line in (folder / LOG).read_text().splitlines()]
+
+    assert log_without_time(parts) == log_without_time(whole)
+
+
+def test_checkpoint_of_other_inputs_is_refused_and_kept(clip: TrackedClip, tmp_path: Path) -> None:
+    out = tmp_path / "avatar"
+    with pytest.raises(StopRefinement):
+        refine(clip, out, observe=stop_at(10))
+    before = (out / FILE).read_bytes()
+    with pytest.raises(SpatialAvatarError, match="iterations: 30 then, 31 now"):
+        refine(clip, out, config("iterations=31", "checkpoint_every=10", "log_every=4", *FAST), resume=True)
+    other = tiny_clip(tmp_path / "other", instants=5, test_from=4, identity="somebody-else")
+    with pytest.raises(SpatialAvatarError, match="another clip.*somebody-else"):
+        refine(other, out, resume=True)
+    with pytest.raises(SpatialAvatarError, match="--resume.*--force"):
+        refine(clip, out)
+    assert (out / FILE).read_bytes() == before
+
+
+def test_finished_avatar_is_replaced_only_by_force(clip: TrackedClip, tmp_path: Path) -> None:
+    out = tmp_path / "avatar"
+    refine(clip, out)
+    before = (out / TENSORS).read_bytes()
+    for resume in (False, True):
+        with pytest.raises(SpatialAvatarError, match="finished avatar.*--force"):
+            refine(clip, out, resume=resume)
+    assert (out / TENSORS).read_bytes() == before
+    refine(clip, out, config("iterations=2", *FAST), force=True)
+    assert (out / TENSORS).read_bytes() != before
+
+
+def test_foreign_folder_is_not_written_into(clip: TrackedClip, tmp_path: Path) -> None:
+    out = tmp_path / "papers"
+    out.mkdir()
+    (out / "thesis.tex").write_text("years")
+    for resume in (False, True):
+        with pytest.raises(SpatialAvatarError, match="holds something else"):
+            refine(clip, out, resume=resume)
+    assert files.list_folder(out) == ["thesis.tex"]
+
+
+def test_damaged_checkpoint_is_one_clear_error(clip: TrackedClip, tmp_path: Path) -> None:
+    out = tmp_path / "avatar"
+    with pytest.raises(StopRefinement):
+        refine(clip, out, observe=stop_at(10))
+    (out / FILE).write_bytes((out / FILE).read_bytes()[:-100])
+    with pytest.raises(SpatialAvatarError, match=r"checkpoint\.safetensors.*truncated"):
+        refine(clip, out, resume=True)
+
+
+def test_disk_full_during_a_checkpoint_keeps_the_one_before(
+    clip: TrackedClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, whole = tmp_path / "avatar", tmp_path / "whole"
+    write, written = files.write_bytes, []
+
+    def full_at_the_second(location: files.Location, data: bytes) -> None:
+        if str(location).endswith(FILE):
+            written.append(location)
+            if len(written) == 2:
+                raise OSError(28, "No space left on device", str(location))
+        write(location, data)
+
+    monkeypatch.setattr(files, "write_bytes", full_at_the_second)
+    with pytest.raises(OSError):
+        refine(clip, out)
+    monkeypatch.undo()
+    refine(clip, out, resume=True)
+    refine(clip, whole)
+    assert (out / TENSORS).read_bytes() == (whole / TENSORS).read_bytes()
+
+
+def test_numbers_that_explode_stop_the_run_and_keep_the_last_checkpoint(clip: TrackedClip, tmp_path: Path) -> None:
+    out = tmp_path / "avatar"
+    wild = config("iterations=30", "checkpoint_every=10", "log_every=4", "learning_rates.opacity=1e39")
+
+    with pytest.raises(SpatialAvatarError, match="not finite by iteration"):
+        refine(clip, out, wild)
+    assert "avatar.json" not in files.list_folder(out)
+
+
+def test_start_from_another_avatar(clip: TrackedClip, tmp_path: Path) -> None:
+    refine(clip, tmp_path / "first")
+    start = avatar_start(tmp_path / "first", tiny_head())
+    again = refine_clip(clip, tiny_head(), start, config("iterations=0"), tmp_path / "second")
+    first = read_avatar(tmp_path / "first").gaussians
+    torch.testing.assert_close(again.gaussians.position, first.position)
+    # a clamped scale is clamped again about its new mean
+    torch.testing.assert_close(again.gaussians.log_scale, first.log_scale, rtol=0, atol=5e-3)
+    torch.testing.assert_close(again.gaussians.color, first.color.clamp(0.01, 0.99), rtol=0, atol=1e-6)
+    assert again.provenance["start"].startswith("avatar")
+
+
+_KILLED = """
+import sys
+from pathlib import Path
+from spatialavatar.clip import open_clip
+from tests.refine.test_run import refine, LONG
+refine(open_clip(sys.argv[1]), Path(sys.argv[2]), LONG, resume=True)
+"""
+LONG = config("iterations=400", "checkpoint_every=10", "log_every=7", *FAST)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_process_is_bit_identical(clip: TrackedClip, tmp_path: Path) -> None:
+    """SIGKILL at some moment after a checkpoint, three times over; then to the end."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+
+    def start(out: Path) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", _KILLED, clip.folder, str(out)], cwd=Path(__file__).parents[2])
+
+    assert start(whole).wait(timeout=300) == 0
+    kills = 0
+    for _ in range(3):
+        seen = (parts / FILE).stat().st_mtime_ns if (parts / FILE).exists() else 0
+        process = start(parts)
+        while process.poll() is None:
+            if (parts / FILE).exists() and (parts / FILE).stat().st_mtime_ns > seen:
+                process.send_signal(signal.SIGKILL)
+                process.wait(timeout=60)
+                kills += 1
+                break
+            time.sleep(0.005)  # poll for the next checkpoint
+    assert kills == 3
+    assert start(parts).wait(timeout=300) == 0
+    assert (parts / TENSORS).read_bytes() == (whole / TENSORS).read_bytes()
+    assert open_clip(clip.folder).identity == clip.identity
