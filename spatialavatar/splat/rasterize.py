@@ -31,9 +31,9 @@ def rasterize(gaussians: WorldGaussians, camera: Camera, *, backend: Backend = "
 
     Differentiable w.r.t. all five tensors of the Gaussians, for any number of channels; opacities lie in [0, 1].
 
-    - ``cpu``: compiled kernels. float32 (16-bit floats are widened); bit-identical from run to run and for any number
+    - ``cpu``: compiled kernels in float32 (16-bit floats are widened); bit-identical from run to run and for any number
       of threads; Gaussians that hold a NaN, an infinity or a zero quaternion are skipped with zero gradients.
-    - ``gsplat``: CUDA. Does not look for NaN.
+    - ``gsplat``: CUDA, float32 likewise. Does not look for NaN.
     - ``reference``: plain torch, any dtype and device, slow; the only one on the CPU with gradients for the camera.
     - ``auto``: gsplat for CUDA tensors, cpu for others.
 
@@ -49,11 +49,18 @@ def rasterize(gaussians: WorldGaussians, camera: Camera, *, backend: Backend = "
             raise SpatialAvatarError(f"the gsplat backend needs CUDA tensors, got {device}; use backend='cpu'")
         from spatialavatar.splat import gsplat_backend
 
-        return Rendering(*gsplat_backend.rasterize(gaussians, camera))
+        return Rendering(*gsplat_backend.rasterize(_single_precision(gaussians, backend), camera.to(torch.float32)))
     if backend == "cpu":
         from spatialavatar.splat.cpu import backend as cpu_backend
 
-        return Rendering(*cpu_backend.rasterize(_for_cpu(gaussians, camera), camera))
+        if device.type != "cpu":
+            raise SpatialAvatarError(f"the cpu backend needs CPU tensors, got {device}; use backend='gsplat'")
+        wants_camera = camera.world_to_camera.requires_grad or camera.intrinsics.requires_grad
+        if wants_camera and torch.is_grad_enabled():
+            raise SpatialAvatarError(
+                "the cpu backend has no gradients for cameras: detach the camera or use backend='reference'"
+            )
+        return Rendering(*cpu_backend.rasterize(_single_precision(gaussians, backend), camera))
     if backend == "reference":
         from spatialavatar.splat.compositing import composite
         from spatialavatar.splat.projection import project
@@ -64,6 +71,8 @@ def rasterize(gaussians: WorldGaussians, camera: Camera, *, backend: Backend = "
 
 
 def _check(gaussians: WorldGaussians, camera: Camera) -> None:
+    if gaussians.opacities.dim() != 2:
+        raise SpatialAvatarError(f"Gaussians: opacities has shape {tuple(gaussians.opacities.shape)}, expected (B, N)")
     batch, count = gaussians.opacities.shape
     channels = gaussians.colors.shape[-1]
     expected = {"means": (3,), "quats": (4,), "scales": (3,), "colors": (channels,), "opacities": ()}
@@ -77,25 +86,23 @@ def _check(gaussians: WorldGaussians, camera: Camera) -> None:
         raise SpatialAvatarError(f"{batch} sets of Gaussians with {camera.batch} cameras: expected one camera for each")
     if camera.width < 1 or camera.height < 1:
         raise SpatialAvatarError(f"camera: image size {camera.width} x {camera.height} must be at least 1 x 1")
-    if camera.world_to_camera.device != gaussians.means.device:
+    device = gaussians.means.device
+    if camera.world_to_camera.device != device:
         raise SpatialAvatarError(
-            f"Gaussians are on {gaussians.means.device}, the camera on {camera.world_to_camera.device}: use .to(device)"
+            f"Gaussians are on {device}, the camera on {camera.world_to_camera.device}: use .to(device)"
         )
+    for name in expected:
+        if getattr(gaussians, name).device != device:
+            raise SpatialAvatarError(f"Gaussians: means are on {device}, {name} on {getattr(gaussians, name).device}")
 
 
-def _for_cpu(gaussians: WorldGaussians, camera: Camera) -> WorldGaussians:
-    """The Gaussians in float32."""
-    if camera.world_to_camera.requires_grad or camera.intrinsics.requires_grad:
-        raise SpatialAvatarError(
-            "the cpu backend has no gradients for cameras: detach the camera or use backend='reference'"
-        )
+def _single_precision(gaussians: WorldGaussians, backend: str) -> WorldGaussians:
+    """The Gaussians in float32; 16-bit floats (autocast) are widened, wider ones refused."""
     for field in fields(gaussians):
-        tensor = getattr(gaussians, field.name)
-        if tensor.device.type != "cpu":
-            raise SpatialAvatarError(f"the cpu backend needs CPU tensors, {field.name} is on {tensor.device}")
-        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        dtype = getattr(gaussians, field.name).dtype
+        if dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise SpatialAvatarError(
-                f"the cpu backend computes in float32, {field.name} is {tensor.dtype}: use .float(), or "
+                f"the {backend} backend computes in float32, {field.name} is {dtype}: use .float(), or "
                 "backend='reference'"
             )
     return gaussians.to(torch.float32)

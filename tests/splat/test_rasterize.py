@@ -36,6 +36,8 @@ def test_camera_gradients_on_the_cpu_are_refused(scenes):
     camera = dataclasses.replace(camera, intrinsics=camera.intrinsics.requires_grad_())
     with pytest.raises(SpatialAvatarError, match=r"no gradients for cameras.*backend='reference'"):
         rasterize(scenes.gaussians(dtype=torch.float32), camera)
+    with torch.no_grad():
+        assert rasterize(scenes.gaussians(dtype=torch.float32), camera).alpha.any()
 
 
 def test_double_precision_on_the_cpu_is_refused(scenes):
@@ -47,6 +49,8 @@ def test_shapes_are_checked(scenes):
     gaussians, camera = scenes.gaussians(dtype=torch.float32), scenes.camera(dtype=torch.float32)
     with pytest.raises(SpatialAvatarError, match=r"scales has shape \(1, 80, 2\), expected \(1, 80, 3\)"):
         rasterize(dataclasses.replace(gaussians, scales=gaussians.scales[..., :2]), camera)
+    with pytest.raises(SpatialAvatarError, match=r"opacities has shape \(80,\), expected \(B, N\)"):
+        rasterize(dataclasses.replace(gaussians, opacities=gaussians.opacities[0]), camera)
     with pytest.raises(SpatialAvatarError, match="2 sets of Gaussians with 3 cameras"):
         rasterize(scenes.gaussians(batch=2, dtype=torch.float32), scenes.camera(batch=3, dtype=torch.float32))
     with pytest.raises(SpatialAvatarError, match="no channels"):

@@ -29,9 +29,12 @@ class Forward:
 
 
 def project(attributes: list[np.ndarray], camera: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Records and tile columns of N Gaussians (means, quats, scales, colours, opacities)."""
+    """Records and tile columns of N Gaussians (means, quats, scales, colours, opacities).
+
+    The columns are valid until the kernel guard is released.
+    """
     count = attributes[0].shape[0]
-    records, columns = aligned_empty((count, projection.RECORD)), np.empty((count, 2), np.int32)
+    records, columns = aligned_empty((count, projection.RECORD)), scratch("columns", (count, 2), np.int32)
     projection.project(*attributes, camera, records, columns)
     return records, columns
 

@@ -14,7 +14,7 @@ import numpy as np
 from numba import prange
 
 from spatialavatar.splat.cpu.projection import TILE_WIDTH
-from spatialavatar.splat.cpu.runtime import kernel
+from spatialavatar.splat.cpu.runtime import kernel, scratch
 from spatialavatar.splat.cpu.simd import prefetch
 
 TILE_HEIGHT = 32
@@ -40,12 +40,11 @@ class TileLists:
 
 
 def depth_order(records: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Indices of the visible Gaussians by increasing depth, ties by index."""
-    count = records.shape[0]
-    order, scratch = np.empty(count, np.int32), np.empty(count, np.int32)
-    keys, scratch_keys = np.empty(count, np.uint32), np.empty(count, np.uint32)
-    visible = _radix_sort(records.view(np.uint32), columns, order, scratch, keys, scratch_keys)
-    return scratch[:visible]
+    """Indices of the visible Gaussians by increasing depth, ties by index; valid until the guard is released."""
+    order, sorted_order = scratch("order", (2, records.shape[0]), np.int32)
+    keys, sorted_keys = scratch("keys", (2, records.shape[0]), np.uint32)
+    visible = _radix_sort(records.view(np.uint32), columns, order, sorted_order, keys, sorted_keys)
+    return sorted_order[:visible]
 
 
 def tile_lists(order: np.ndarray, records: np.ndarray, columns: np.ndarray, width: int, height: int) -> TileLists:
@@ -53,9 +52,9 @@ def tile_lists(order: np.ndarray, records: np.ndarray, columns: np.ndarray, widt
     tiles_wide, tiles_high = -(-width // TILE_WIDTH), -(-height // TILE_HEIGHT)
     tiles = tiles_wide * tiles_high
 
-    first_span = np.empty(count + 1, np.int32)
-    spans = np.empty((_prefix_sum_widths(columns, first_span), 2), np.int32)
-    tile_counts, touched = np.empty((threads, tiles), np.int32), np.empty(count, np.int32)
+    first_span = scratch("first span", (count + 1,), np.int32)
+    spans = scratch("spans", (_prefix_sum_widths(columns, first_span), 2), np.int32)
+    tile_counts, touched = scratch("tile counts", (threads, tiles), np.int32), scratch("touched", (count,), np.int32)
     _count_intersections(records, columns, first_span, height, tiles_wide, spans, tile_counts, touched)
 
     first, first_of_gaussian = np.empty(tiles + 1, np.int32), np.empty(count + 1, np.int32)
@@ -71,10 +70,10 @@ def tile_lists(order: np.ndarray, records: np.ndarray, columns: np.ndarray, widt
 
 
 @kernel()
-def _radix_sort(records, columns, order, scratch, keys, scratch_keys):
+def _radix_sort(records, columns, order, sorted_order, keys, sorted_keys):
     """Three stable passes of 11 bits over the depths' bit patterns, which sort like the positive floats they are.
 
-    The result is in ``scratch``, as the number of passes is odd.
+    The result is in ``sorted_order``, as the number of passes is odd.
     """
     visible = 0
     for n in range(records.shape[0]):
@@ -102,10 +101,10 @@ def _radix_sort(records, columns, order, scratch, keys, scratch_keys):
             bucket = (key >> shift) & np.uint32(2047)
             slot = position[bucket]
             position[bucket] = slot + 1
-            scratch_keys[slot] = key
-            scratch[slot] = order[i]
-        keys, scratch_keys = scratch_keys, keys
-        order, scratch = scratch, order
+            sorted_keys[slot] = key
+            sorted_order[slot] = order[i]
+        keys, sorted_keys = sorted_keys, keys
+        order, sorted_order = sorted_order, order
     return visible
 
 
