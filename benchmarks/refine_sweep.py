@@ -6,6 +6,8 @@ A variants file names runs and their --set values; every run starts from the tem
 """
 
 import argparse
+import shlex
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -13,6 +15,8 @@ from typing import Any
 
 import torch
 import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.record import record
 from spatialavatar.avatar import AvatarRenderer
@@ -31,7 +35,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clip")
     parser.add_argument("--head", required=True)
-    parser.add_argument("--variants", required=True, type=Path, help="YAML: common: [key=value], runs: {name: [key=value]}")
+    parser.add_argument(
+        "--variants", required=True, type=Path, help="YAML: common: [key=value], runs: {name: [key=value]}"
+    )
     parser.add_argument("--set", action="append", default=[], help="for every run, after the file's common values")
     parser.add_argument("--only", nargs="*", help="names of runs")
     parser.add_argument("--name", default="refine_sweep")
@@ -50,7 +56,8 @@ def main() -> None:
         cells = (rows[name][c] for c in COLUMNS)
         print(f"{name:28}" + "".join(f"{'-':>13}" if v is None else f"{v:>13.4f}" for v in cells), flush=True)
     results = {"clip": clip.identity, "common": [*plan.get("common", []), *options.set], "runs": rows}
-    print(record(options.name, results, out=options.out))
+    command = shlex.join(["python", *(Path(a).name if Path(a).exists() and "=" not in a else a for a in sys.argv)])
+    print(record(options.name, command, results, options.out))
 
 
 def run(clip: Any, head: Any, settings: RefineConfig, lpips: Lpips | None) -> dict[str, float | None]:

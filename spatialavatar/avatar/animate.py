@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 
 import imageio.v2 as imageio
 import numpy as np
@@ -76,7 +77,8 @@ def write_video(location: files.Location, frames: Iterable[UInt8[np.ndarray, "H 
     count = 0
     try:
         options = {"codec": "libx264", "quality": 8, "macro_block_size": 2, "pixelformat": "yuv420p"}
-        with imageio.get_writer(partial, fps=fps, **options) as writer:
+        # closing, because on an error imageio's own context manager leaves the writer open
+        with closing(imageio.get_writer(partial, fps=fps, **options)) as writer:
             for picture in frames:
                 height, width = (side - side % 2 for side in picture.shape[:2])
                 writer.append_data(np.ascontiguousarray(picture[:height, :width]))
