@@ -124,7 +124,7 @@ def hair_offset(head: HeadModel, person: Person) -> Float[np.ndarray, "V 3"]:
     inside[(mesh.patch == EAR) | (mesh.patch == EYE) | (mesh.patch == MOUTH)] = -100.0
     rooted = smoothstep(0.0, 20.0, inside)
     top = smoothstep(20.0, 105.0, p[:, 1])
-    even = 0.9 if person.hair_style == "afro" else 0.35
+    even = {"afro": 0.9, "full": 0.5}.get(person.hair_style, 0.4)
     volume = person.hair_length * rooted * (even + (1 - even) * top)
     volume *= 1.0 + 0.22 * fractal_noise(p / 22.0, person.seed + 5, 2)
     if person.hair_style == "full":
@@ -232,7 +232,7 @@ def _paint_builtin(person: Person, face: np.ndarray, interpolate, ambient: np.nd
 
     # brows: hairs along an arch
     t = np.clip((side - 8.0) / 42.0, 0.0, 1.0)
-    arch = 38.6 + 8.6 * np.sin(np.pi * np.minimum(t * 0.78, 1.0)) - 5.6 * smoothstep(0.62, 1.1, t)
+    arch = 40.2 + 6.2 * np.sin(np.pi * np.minimum(t * 0.78, 1.0)) - 4.6 * smoothstep(0.60, 1.1, t)
     thick = person.brow_thickness * (3.3 * (1 - t) ** 0.6 + 0.9) * smoothstep(0.0, 0.10, t + 0.03)
     strands = value_noise(
         np.stack([(side + 0.8 * (y - arch)) / 0.9, (y - arch - 0.3 * side) / 4.0], -1), person.seed + 7

@@ -6,6 +6,7 @@ each mode is then scaled so that a coefficient of 1 does what its name says (exp
 """
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -19,14 +20,15 @@ from spatialavatar.head.builtin.tessellation import EAR, EYE, MOUTH, HeadMesh
 SHAPE_CODES = 300
 EXPRESSION_CODES = 100
 Field = Float[np.ndarray, "V 3"]
+_SUM_AND_DIFFERENCE = np.array([[1.0, 1.0], [1.0, -1.0]]) / np.sqrt(2.0)
 
 EXPRESSIONS = [
     "blink_left",
     "blink_right",
+    "pucker",
     "smile_left",
     "smile_right",
     "mouth_open_lips",
-    "pucker",
     "brow_raise_left",
     "brow_raise_right",
     "brow_frown",
@@ -91,8 +93,9 @@ def expression_basis(mesh: HeadMesh) -> Float[np.ndarray, "V 3 E"]:
     face[mesh.select(EAR)] = 0.0
     # teeth and the pocket behind them stay
     face[mesh.select(MOUTH) & (mesh.ring > patches.MOUTH_EDGE_RING + 1)] = 0.0
+    pairs = [i for i, name in enumerate(EXPRESSIONS) if name.endswith("_left") and name != "mouth_left"]
     harmonics = _harmonics(mesh, face, EXPRESSION_CODES - len(named) + 12)
-    return _orthogonal(mesh, named, harmonics, EXPRESSION_CODES, 0.35)
+    return _orthogonal(mesh, named, harmonics, EXPRESSION_CODES, 0.35, pairs)
 
 
 def _named_expressions(mesh: HeadMesh) -> list[Field]:
@@ -109,7 +112,7 @@ def _named_expressions(mesh: HeadMesh) -> list[Field]:
         wide = _reach(q, (22.0, -45.0, 90.0), (27.0, 17.0, 30.0))
         outwards = np.clip(q[:, 0] / 26.0, 0.0, 1.15)
         cheek = bump(q, (40.0, -12.0, 70.0), (19.0, 16.0, 24.0))
-        smile = wide[:, None] * np.stack([6.0 * outwards, 6.2 * outwards**1.7 - 0.8, -3.4 * outwards], -1)
+        smile = wide[:, None] * np.stack([7.0 * outwards, 6.8 * outwards**2.4 - 0.8, -3.8 * outwards**1.7], -1)
         smile *= smoothstep(-6.0, 6.0, q[:, 0])[:, None]
         smile += cheek[:, None] * np.array([0.8, 3.4, 3.2])
         smile += 0.9 * bump(q, (15.0, -17.0, 92.0), (7.0, 8.0, 12.0))[:, None] * np.array([1.0, 0.8, 0.0])
@@ -137,7 +140,7 @@ def _named_expressions(mesh: HeadMesh) -> list[Field]:
     above = _reach(p, (0.0, -38.0, 98.0), (24.0, 16.0, 26.0)) * upper
     below = _reach(p, (0.0, -54.0, 96.0), (23.0, 15.0, 26.0)) * lower
     out["mouth_open_lips"] = above[:, None] * np.array([0.0, 3.2, 0.6]) - below[:, None] * np.array([0.0, 5.6, -0.3])
-    inwards = np.stack([-0.36 * x, 0.10 * (y + 45.0), np.full_like(x, 5.0) + 0.06 * np.abs(x)], -1)
+    inwards = np.stack([-0.36 * x, 0.10 * (y + 45.0), 5.0 + 0.0024 * x**2], -1)
     out["pucker"] = front[:, None] * inwards
     between = bump(p, (0.0, 42.0, 84.0), (17.0, 15.0, 26.0))
     inner_brow = bump(np.abs(p) * [1, 0, 0] + p * [0, 1, 1], (17.0, 43.0, 80.0), (15.0, 12.0, 22.0))
@@ -275,7 +278,7 @@ def _harmonics(mesh: HeadMesh, mask: Float[np.ndarray, " V"], count: int) -> lis
     t = (p - np.array([0.0, 0.0, 0.0])) / np.array([95.0, 150.0, 120.0])  # about -1..1
 
     waves: list[tuple[float, int, tuple[int, int, int]]] = []
-    for k in itertools.product(range(6), repeat=3):
+    for k in itertools.product(range(6), range(6), range(6)):
         for axis in range(3):
             # faces are mostly symmetric: what breaks the symmetry comes later
             odd_x = (k[0] % 2 == 1) != (axis == 0)
@@ -294,10 +297,15 @@ def _harmonics(mesh: HeadMesh, mask: Float[np.ndarray, " V"], count: int) -> lis
 
 
 def _orthogonal(
-    mesh: HeadMesh, named: list[Field], smooth: list[Field], count: int, rms: float
+    mesh: HeadMesh, named: list[Field], smooth: list[Field], count: int, rms: float, pairs: Sequence[int] = ()
 ) -> Float[np.ndarray, "V 3 K"]:
-    """Named modes keep what the earlier ones leave of them; the smooth ones get falling amplitudes (first: rms mm)."""
+    """Named modes keep what the earlier ones leave of them; the smooth ones get falling amplitudes (first: rms mm).
+
+    ``pairs`` are left modes followed by their right twins: they are treated alike, so faces stay symmetric.
+    """
     columns = np.stack([f.ravel() for f in named + smooth], -1)
+    for left in pairs:
+        columns[:, [left, left + 1]] = columns[:, [left, left + 1]] @ _SUM_AND_DIFFERENCE
     norms = np.linalg.norm(columns, axis=0)
     q = columns / norms
     left_over = _orthonormalise(q, keep=len(named))
@@ -309,6 +317,9 @@ def _orthogonal(
     amplitude = np.empty(count)
     n = len(named)
     amplitude[:n] = (left_over * norms)[:n]
+    for left in pairs:  # back from sum and difference: of equal length, so that left and right stay orthogonal
+        q[:, [left, left + 1]] = q[:, [left, left + 1]] @ _SUM_AND_DIFFERENCE
+        amplitude[[left, left + 1]] = np.sqrt((amplitude[[left, left + 1]] ** 2).mean())
     order = np.arange(count - n)
     amplitude[n:] = rms * np.sqrt(len(mesh.points)) / (1.0 + order / 12.0) ** 0.75
     return (q * amplitude).reshape(len(mesh.points), 3, count)

@@ -90,7 +90,7 @@ def eye_patch() -> Patch:
 def lip_line(x: np.ndarray) -> np.ndarray:
     """Height of the closed mouth's line."""
     s = np.abs(x) / MOUTH_HALF_WIDTH
-    return MOUTH_Y + 0.9 * np.exp(-(((s - 0.30) / 0.16) ** 2)) - 0.6 * np.exp(-((s / 0.14) ** 2)) - 0.5 * s**2
+    return MOUTH_Y + 0.9 * np.exp(-(((s - 0.30) / 0.16) ** 2)) - 0.6 * np.exp(-((s / 0.14) ** 2)) + 0.4 * s**2
 
 
 def lip_height(x: np.ndarray, upper: bool) -> np.ndarray:
