@@ -23,7 +23,7 @@ from spatialavatar.avatar import AvatarRenderer
 from spatialavatar.clip import open_clip
 from spatialavatar.config import load_config
 from spatialavatar.evaluation.metrics import Lpips
-from spatialavatar.evaluation.self_reenactment import evaluate, spread
+from spatialavatar.evaluation.self_reenactment import evaluate
 from spatialavatar.head import read_head
 from spatialavatar.refine import RefineConfig, refine_clip, template_start
 

@@ -30,7 +30,7 @@ def export(
     """
     from spatialavatar import files
     from spatialavatar.avatar import AvatarRenderer, read_avatar
-    from spatialavatar.avatar.animate import still
+    from spatialavatar.avatar.animate import orbit_camera, still
     from spatialavatar.avatar.export import write_gaussian_avatars, write_ply
     from spatialavatar.clip import open_clip
     from spatialavatar.errors import SpatialAvatarError
@@ -47,15 +47,17 @@ def export(
         if not 0 <= frame < clip.instants:
             raise SpatialAvatarError(f"--frame {frame}: {driver} has frames 0..{clip.instants - 1}")
         params = clip.params if format == "gaussian-avatars" else clip.params[frame]
+    comments = [f"SpatialAvatar {subject.identity}", subject.licence_note]
     if format == "ply":
         target = out or files.join(avatar, "point_cloud.ply")
         if files.exists(target) and not force:
             raise SpatialAvatarError(f"{target}: exists; name another with --out or replace it with --force")
-        world = renderer.world(still(params))
-        write_ply(target, world, [f"SpatialAvatar {subject.identity}", subject.licence_note])
+        rest = still(params)
+        world = renderer.world(rest, orbit_camera(model(rest)[0], 1, 512))
+        write_ply(target, world, comments)
     else:
         target = out or files.join(avatar, "gaussian-avatars")
-        files.claim_output_folder(target, "point_cloud", force)
+        files.claim_output_folder(target, "point_cloud.ply", force)
         own = params.with_identity(subject.shape, subject.static_offset)
-        write_gaussian_avatars(target, model, renderer.layout, subject.gaussians, own)
+        write_gaussian_avatars(target, model, renderer.layout, subject.gaussians, own, comments)
     say(f"{subject.gaussians.count} Gaussians -> {target}\n{subject.licence_note}")

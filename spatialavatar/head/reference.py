@@ -54,9 +54,9 @@ def find_head(reference: HeadReference, what: str, places: Iterable[files.Locati
     for place in searched:
         candidates = [place] if place.endswith(SUFFIX) else [files.join(place, n) for n in files.list_folder(place)]
         for candidate in candidates:
-            if candidate.endswith(SUFFIX) and files.exists(candidate):
-                if files.read_tensor_metadata(candidate).get("hash") == reference.hash:
-                    return read_head(candidate)
+            is_head = candidate.endswith(SUFFIX) and files.exists(candidate)
+            if is_head and files.read_tensor_metadata(candidate).get("hash") == reference.hash:
+                return read_head(candidate)
     if reference.id.startswith("builtin"):
         head = builtin_head()
         if head.content_hash == reference.hash:

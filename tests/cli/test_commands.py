@@ -1,0 +1,272 @@
+"""The command line: what a person types, what they read, and the exit codes that scripts rely on."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from spatialavatar import files
+from spatialavatar.cli import main
+from spatialavatar.clip import TrackedClip
+from spatialavatar.head import write_head
+from spatialavatar.head.model import ARRAYS
+from tests.builders.clips import tiny_clip, tiny_head
+
+SHORT = ["--iterations", "6", "--resolution", "40", "--uv-resolution", "16"]
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    """Call the command in this process."""
+
+    def call(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["spatialavatar", *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            main.run()
+            code = 0
+        except SystemExit as e:
+            code = int(e.code or 0)
+        return Result(code, *capfd.readouterr())
+
+    return call
+
+
+class World(NamedTuple):
+    head: Path
+    clip: TrackedClip
+    driver: TrackedClip
+    avatar: Path
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A head file, two clips and a refined avatar, made through the command line once."""
+    folder = tmp_path_factory.mktemp("world")
+    head = folder / "tiny.head.safetensors"
+    write_head(head, tiny_head().info, {name: getattr(tiny_head(), name).numpy() for name in ARRAYS})
+    clip = tiny_clip(
+        folder / "clip", instants=6, cameras=2, width=40, height=40, test_from=4, test_cameras=[1], identity="ann"
+    )
+    driver = tiny_clip(folder / "driver", instants=3, width=40, height=32, seed=7, identity="ben")
+    avatar = folder / "avatar"
+    command = ["refine", clip.folder, "--head", str(head), "--out", str(avatar), *SHORT]
+    done = subprocess.run([sys.executable, "-m", "spatialavatar", *command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "training on 4 images (frames 0..3, 2 cameras); 2 held out from frame 4" in done.stderr
+    assert "refining: 6/6" in done.stderr
+    return World(head, clip, driver, avatar)
+
+
+def test_refine_leaves_what_scripts_rely_on(world: World) -> None:
+    assert {"avatar.json", "gaussians.safetensors", "metrics.json", "refine.jsonl"} <= set(
+        files.list_folder(world.avatar)
+    )
+    metrics = json.loads((world.avatar / "metrics.json").read_text())
+    assert metrics["split"] == "test" and metrics["frames"] == 2 and metrics["iterations"] == 6
+    assert {"psnr", "ssim", "lpips", "mse", "max_aspect_ratio", "seconds", "frames_per_second"} <= metrics.keys()
+    assert 5 < metrics["psnr"] < 60 and 0 < metrics["mse"] < 0.3 and metrics["max_aspect_ratio"] <= 8.00001
+
+
+def test_evaluate_every_split(world: World, run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    expected = {"test": 2, "train": 4, "view": 6, "all": 12}
+    for split, frames in expected.items():
+        out = tmp_path / f"{split}.json"
+        result = run("evaluate", world.avatar, world.clip.folder, "--split", split, "--out", out)
+        assert result.code == 0, result.err
+        report = json.loads(out.read_text())
+        assert report["frames"] == len(report["per_frame"]) == frames
+        mean = sum(row["psnr"] for row in report["per_frame"]) / frames
+        assert report["psnr"] == pytest.approx(mean)
+        assert f"{report['psnr']:.2f} dB" in result.out
+    assert json.loads((tmp_path / "test.json").read_text())["psnr"] == pytest.approx(
+        json.loads((world.avatar / "metrics.json").read_text())["psnr"]
+    )
+
+
+def test_contact_sheet(world: World, run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    import cv2
+
+    sheet = tmp_path / "sheet.png"
+    assert run("evaluate", world.avatar, world.clip.folder, "--sheet", sheet, "--background", "0,0,1").code == 0
+    picture = cv2.imread(str(sheet))
+    assert picture.shape == (2 * (40 + 26), 3 * 40, 3)
+    assert tuple(picture[27, 1]) == (255, 0, 0), "the target's corner is the background, blue (BGR)"
+
+
+def test_animate_self_cross_and_orbit(world: World, run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    import imageio.v2 as imageio
+
+    for name, options, frames, size in (
+        ("self", ["--driver", world.clip.folder], 6, (40, 40)),
+        ("cross", ["--driver", world.driver.folder], 3, (32, 40)),
+        ("orbit", ["--camera", "orbit", "--frames", 5], 5, (40, 40)),
+        ("orbit_driven", ["--camera", "orbit", "--driver", world.driver.folder, "--resolution", 48], 3, (48, 48)),
+    ):
+        out = tmp_path / f"{name}.mp4"
+        result = run("animate", world.avatar, "--out", out, *options)
+        assert result.code == 0, result.err
+        with imageio.get_reader(out) as reader:
+            pictures = [picture for picture in reader]
+        assert len(pictures) == frames and pictures[0].shape[:2] == size
+        assert pictures[0].std() > 5, "not an empty picture"
+    assert run("animate", world.avatar, "--out", tmp_path / "self.mp4", "--camera", "orbit").code == 2
+
+
+def test_export_ply_opens_and_holds_every_gaussian(world: World, run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    from plyfile import PlyData
+
+    out = tmp_path / "ann.ply"
+    assert run("export", world.avatar, "--format", "ply", "--out", out).code == 0
+    vertices = PlyData.read(str(out))["vertex"]
+    count = json.loads((world.avatar / "avatar.json").read_text())["layout"]["count"]
+    assert vertices.count == count
+    other = tmp_path / "other.ply"
+    assert run("export", world.avatar, "--out", other, "--driver", world.driver.folder, "--frame", 2).code == 0
+    assert (PlyData.read(str(other))["vertex"]["x"] != vertices["x"]).any()
+
+
+def test_gaussian_avatars_is_for_flame_heads(world: World, run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    result = run("export", world.avatar, "--format", "gaussian-avatars", "--out", tmp_path / "ga")
+    assert result.code == 2
+    assert "FLAME" in result.err
+
+
+def test_refine_goes_on_from_another_avatar(world: World, run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    command = ["refine", world.clip.folder, "--head", world.head, "--init", world.avatar, "--out", tmp_path / "b"]
+    assert run(*command, "--iterations", 2, "--resolution", 40, "--no-evaluate").code == 0
+    before, after = (json.loads((a / "avatar.json").read_text())["layout"] for a in (world.avatar, tmp_path / "b"))
+    assert before == after
+    assert "metrics.json" not in files.list_folder(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["refine", "{clip}", "--head", "none.head.safetensors", "--out", "{tmp}/a"], "none.head.safetensors: no such"),
+        (["refine", "{tmp}/none", "--head", "{head}", "--out", "{tmp}/a"], "{tmp}/none"),
+        (["refine", "{clip}", "--head", "{clip}/clip.json", "--out", "{tmp}/a"], "not a readable safetensors"),
+        (["refine", "{clip}", "--head", "{head}", "--out", "{tmp}/a", "--set", "sed=1"], "did you mean seed?"),
+        (["refine", "{clip}", "--head", "{head}", "--out", "{avatar}"], "finished avatar"),
+        (["refine", "{clip}", "--head", "{head}", "--out", "{tmp}/papers"], "holds something else"),
+        (["refine", "{clip}", "--head", "{head}", "--out", "{tmp}/a", "--init", "{clip}"], "holds no avatar.json"),
+        (["refine", "{clip}", "--head", "{head}", "--out", "{tmp}/a", "--device", "cuda:9"], "--device cuda:9"),
+        (["evaluate", "{avatar}", "{driver}"], "no frames in split 'test'"),
+        (["evaluate", "{avatar}", "{clip}", "--split", "tests"], "expected one of train, test, view, all"),
+        (["evaluate", "{clip}", "{clip}"], "holds no avatar.json"),
+        (["evaluate", "{avatar}", "{clip}", "--background", "mauve"], "expected white, black or three numbers"),
+        (["animate", "{avatar}", "--out", "{tmp}/x.mp4"], "--driver"),
+        (["animate", "{avatar}", "--out", "{tmp}/x.gif", "--camera", "orbit"], "written as .mp4"),
+        (["export", "{avatar}", "--format", "usd"], "expected one of ply, gaussian-avatars"),
+        (["export", "{avatar}", "--driver", "{driver}", "--frame", "3", "--out", "{tmp}/x.ply"], "frames 0..2"),
+    ],
+)
+def test_user_errors_are_one_line_and_exit_2(  # type: ignore[no-untyped-def]
+    world: World, run, tmp_path: Path, arguments: list[str], expected: str
+) -> None:
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "thesis.tex").write_text("years")
+    places = {
+        "clip": world.clip.folder,
+        "driver": world.driver.folder,
+        "head": world.head,
+        "avatar": world.avatar,
+        "tmp": tmp_path,
+    }
+    result = run(*(a.format(**places) for a in arguments))
+    assert result.code == 2
+    last = result.err.strip().splitlines()[-1]
+    assert last.startswith("error: ") and expected.format(**places) in last
+    assert "Traceback" not in result.err
+
+
+def test_another_head_is_refused_by_name(world: World, run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    arrays = {name: getattr(tiny_head(), name).numpy() for name in ARRAYS}
+    arrays["template"] = arrays["template"] * 1.1
+    other = tmp_path / "other.head.safetensors"
+    write_head(other, tiny_head().info, arrays)
+    for command in (
+        ["refine", world.clip.folder, "--head", other, "--out", tmp_path / "a"],
+        ["evaluate", world.avatar, world.clip.folder, "--head", other],
+    ):
+        result = run(*command)
+        assert result.code == 2 and "head" in result.err.splitlines()[-1]
+        assert "Traceback" not in result.err
+
+
+def test_our_own_faults_exit_1_and_debug_shows_them(  # type: ignore[no-untyped-def]
+    world: World, run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import spatialavatar.avatar
+
+    def broken(folder: object) -> None:
+        raise ZeroDivisionError("inside")
+
+    monkeypatch.setattr(spatialavatar.avatar, "read_avatar", broken)
+    result = run("evaluate", world.avatar, world.clip.folder)
+    assert result.code == 1
+    assert result.err.strip().startswith("error: internal error: ZeroDivisionError: inside")
+    assert "Traceback" in run("--debug", "evaluate", world.avatar, world.clip.folder).err
+
+
+def test_full_disk_is_named(world: World, run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    def full(location: object, value: object) -> None:
+        raise OSError(28, "No space left on device", str(location))
+
+    monkeypatch.setattr(files, "write_json", full)
+    out = tmp_path / "m.json"
+    result = run("evaluate", world.avatar, world.clip.folder, "--out", out)
+    assert result.code == 2
+    assert f"{out}: no space left on device" in result.err
+
+
+def test_help_teaches_without_loading_torch() -> None:
+    program = (
+        "import sys; from spatialavatar.cli import main; sys.argv = ['spatialavatar', *sys.argv[1:]]\n"
+        "try: main.run()\n"
+        "except SystemExit as e: code = e.code\n"
+        "heavy = {'torch', 'numba', 'numpy', 'cv2'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "assert not code"
+    )
+    commands = [
+        "demo",
+        "refine",
+        "evaluate",
+        "animate",
+        "export",
+        "doctor",
+        "head",
+        "clip",
+        "head convert",
+        "clip import",
+    ]
+    for command in ["", *commands]:
+        done = subprocess.run(
+            [sys.executable, "-c", program, *command.split(), "--help"], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        assert "spatialavatar" in done.stdout
+
+
+def test_doctor_names_every_part(run) -> None:  # type: ignore[no-untyped-def]
+    result = run("doctor", "--json")
+    findings = {f["subject"]: f for f in json.loads(result.out)}
+    assert {"python", "torch", "CUDA device", "gsplat", "CPU splatter", "ffmpeg", "LPIPS weights"} == findings.keys()
+    assert result.code == int(any(f["verdict"] == "missing" for f in findings.values()))
+    assert findings["torch"]["verdict"] == findings["ffmpeg"]["verdict"] == "ok"
+
+
+def test_version(run) -> None:  # type: ignore[no-untyped-def]
+    from spatialavatar import __version__
+
+    assert run("--version").out.strip() == __version__
