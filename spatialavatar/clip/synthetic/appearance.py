@@ -62,7 +62,7 @@ def draw_person(identity: int) -> Person:
     tone = rng.random() * 3.6
     low = int(tone)
     skin = _SKIN[low] + (tone - low) * (_SKIN[low + 1] - _SKIN[low])
-    skin = skin * (1 + 0.03 * rng.standard_normal(3).astype(np.float32))
+    skin = skin * (1 + 0.012 * np.clip(rng.standard_normal(3), -2, 2).astype(np.float32))
     dark = tone > 2.2
     hair = _HAIR[int(rng.random() * (2.4 if dark else 6))] * np.float32(0.85 + 0.3 * rng.random())
     iris = _IRIS[int(rng.random() * (2 if dark else 5))] * np.float32(0.85 + 0.3 * rng.random())
@@ -122,7 +122,7 @@ def hair_offset(head: HeadModel, person: Person) -> Float[np.ndarray, "V 3"]:
     # thick where the hair is well rooted, thinner at the sides and the nape unless it stands off all around
     inside = hairline(p) - person.hairline_shift * smoothstep(0.0, 30.0, p[:, 2])
     inside[(mesh.patch == EAR) | (mesh.patch == EYE) | (mesh.patch == MOUTH)] = -100.0
-    rooted = smoothstep(0.0, 20.0, inside)
+    rooted = smoothstep(3.0, 25.0, inside)
     top = smoothstep(20.0, 105.0, p[:, 1])
     even = {"afro": 0.9, "full": 0.5}.get(person.hair_style, 0.4)
     volume = person.hair_length * rooted * (even + (1 - even) * top)
@@ -178,7 +178,7 @@ def _paint_builtin(person: Person, face: np.ndarray, interpolate, ambient: np.nd
     albedo *= 1.0 + 0.02 * pores[:, None]
     red = 0.9 * bump(folded, (38.0, -14.0, 76.0), (17.0, 15.0, 24.0)) + 0.8 * bump(p, (0, -10, 108), (13, 11, 12))
     red += 0.35 * bump(p, (0, -80, 88), (18, 12, 20)) + 0.7 * ear + 0.3 * bump(folded, (30, 14, 76), (18, 6, 20))
-    red *= 1.0 + 0.5 * blotch
+    red *= (1.0 + 0.5 * blotch) * (0.45 + 0.65 * person.skin[1])
     albedo *= 1.0 - red[:, None] * np.array([0.02, 0.13, 0.12], np.float32)
     albedo *= 1.0 - 0.10 * bump(folded, (27, 13, 78), (13, 4.5, 16))[:, None]
     albedo *= 1.0 - 0.08 * bump(folded, (27, 33, 80), (17, 6, 16))[:, None]
@@ -224,7 +224,9 @@ def _paint_builtin(person: Person, face: np.ndarray, interpolate, ambient: np.nd
     edges = np.array([0.0, 8.2, 14.6, 21.0])
     gap = np.min(np.abs(side[:, None] - edges * np.where(lower_share > 0.5, 0.68, 1.0)[:, None]), 1)
     tooth = np.array([0.88, 0.84, 0.76], np.float32) * (1 - 0.55 * np.exp(-((gap / 0.45) ** 2)))[:, None]
-    on_tooth = inside & (ring > first + 0.12 + 0.16 * np.cos(side * np.pi / 7.4) ** 2) & (ring < last + 0.9)
+    on_tooth = (
+        inside & (ring > first + 0.12 + 0.16 * np.cos(side * np.pi / 7.4) ** 2) & (ring < last + 0.9) & (side < 18.0)
+    )
     inner = np.where(on_tooth[:, None], tooth, flesh)
     albedo = np.where(inside[:, None], inner, albedo)
     gloss = np.where(inside, 0.5, gloss)
@@ -286,7 +288,7 @@ def _paint_builtin(person: Person, face: np.ndarray, interpolate, ambient: np.nd
     strand += 0.6 * value_noise(np.stack([around * 120.0, reach / 16.0, y / 40.0], -1), person.seed + 13)
     strand += 0.5 * fractal_noise(p / 9.0, person.seed + 14, 2)
     edge = hairline(p) - person.hairline_shift * smoothstep(0.0, 30.0, z) + ragged
-    cover = {"bald": 0.16, "buzz": 0.72}.get(person.hair_style, 1.0) * smoothstep(-2.0, 7.0, edge)
+    cover = {"bald": 0.16, "buzz": 0.72}.get(person.hair_style, 1.0) * smoothstep(-4.0, 4.5, edge)
     cover = np.where(ear | eye | mouth, 0.0, cover)[:, None].astype(np.float32)
     hair = person.hair * (1.0 + 0.42 * strand)[:, None] + 0.012
     albedo += cover * (hair - albedo)

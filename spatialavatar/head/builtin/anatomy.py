@@ -29,7 +29,7 @@ def hairline(points: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, " N"]:
     # forehead: higher in the middle, a recess at the temples, down in front of the ear, behind it to the nape
     front = 88.0 - 0.0035 * x**2 - 26.0 * smoothstep(40.0, 66.0, x)
     temple = 46.0 - 62.0 * smoothstep(34.0, 12.0, z)
-    around_ear = -16.0 + 51.0 * smoothstep(12.0, -2.0, z) * smoothstep(-44.0, -30.0, z)
+    around_ear = -16.0 + 45.0 * smoothstep(12.0, -2.0, z) * smoothstep(-44.0, -30.0, z)
     nape = -52.0 + 0.0 * x
     behind = around_ear + (nape - around_ear) * smoothstep(-36.0, -58.0, z)
     blend = smoothstep(34.0, 44.0, z)

@@ -133,10 +133,10 @@ def mouth_patch() -> Patch:
     upper_and_lower = (
         ((4.0, 2.2, 0.99), (4.0, 2.2, 0.99)),
         ((5.5, 8.5, 0.97), (5.5, 9.0, 0.97)),
-        ((5.8, 8.3, 0.95), (6.6, 8.5, 0.95)),  # gum line
-        ((5.8, -1.2, 0.94), (7.6, 1.8, 0.94)),  # edge of the teeth
-        ((8.8, -0.8, 0.86), (10.4, 2.1, 0.86)),
-        ((12.0, 9.0, 0.80), (13.5, 9.0, 0.80)),
+        ((5.8, 8.3, 0.90), (6.6, 8.5, 0.90)),  # gum line
+        ((5.8, -1.2, 0.87), (7.6, 1.8, 0.87)),  # edge of the teeth
+        ((8.8, -0.8, 0.80), (10.4, 2.1, 0.80)),
+        ((12.0, 9.0, 0.76), (13.5, 9.0, 0.76)),
         ((32.0, 12.0, 0.70), (32.0, 9.0, 0.70)),
         ((46.0, 4.0, 0.60), (46.0, 4.0, 0.60)),
     )
@@ -145,7 +145,8 @@ def mouth_patch() -> Patch:
         back, high, narrow = (np.where(sign >= 0, t, b) for t, b in zip(top, bottom, strict=True))
         ring = edge.copy()
         ring[:, 0] *= narrow
-        flat = fullness ** (0.35 if top in teeth else 1.0)
+        # teeth end level, and before the corner of the mouth
+        flat = fullness**0.35 * smoothstep(1.0, 0.8, x / MOUTH_HALF_WIDTH) if top in teeth else fullness
         ring[:, 1] = (MOUTH_Y if top in teeth else line) + sign * high * flat
         ring[:, 2] -= back * (0.35 + 0.65 * fullness)
         rings.append(ring)

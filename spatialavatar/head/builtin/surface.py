@@ -59,7 +59,7 @@ def skin_distance(points: Points) -> Values:
     d = _join(d, _ellipsoid(p, (11.5, -15.0, 95), (6.0, 6.5, 8.5)), 6)
     d = _carve(d, _ellipsoid(p, (6.2, -22.5, 98.5), (3.6, 5.0, 6.0)), 2.5)
     # neck
-    d = _join(d, _cone(p, (0, -40, -28), (0, -190, -44), 48, 54), 18)
+    d = _join(d, _cone(p, (0, -40, -28), (0, -190, -44), 46, 52), 18)
     d = _join(d, _cone(p, (40, -20, -28), (12, -165, 12), 9, 9), 16)
     d = _join(d, _ellipsoid(p, (0, -112, 18), (8, 14, 12)), 12)
     return d - _relief(p)
