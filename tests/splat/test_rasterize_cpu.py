@@ -199,6 +199,17 @@ def test_sixteen_bit_floats_are_widened(scenes):
     assert gradient.dtype == torch.bfloat16 and gradient.any()
 
 
+def test_default_dtype_does_not_matter(scenes):
+    gaussians, camera = scenes.as_leaves(scenes.gaussians(), torch.float32), scenes.camera(dtype=torch.float32)
+    expected = rasterize(gaussians, camera)
+    torch.set_default_dtype(torch.float64)
+    try:
+        rendering = rasterize(gaussians, camera)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(rendering.features, expected.features) and torch.equal(rendering.alpha, expected.alpha)
+
+
 def test_strided_inputs_and_gradients(scenes):
     gaussians = scenes.as_leaves(scenes.gaussians(), torch.float32)
     camera = scenes.camera(dtype=torch.float32)

@@ -84,9 +84,9 @@ class _Rasterize(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, camera: Camera, *attributes: Tensor
     ) -> tuple[Float[Tensor, "B H W C"], Float[Tensor, "B H W"]]:
-        batch, channels = camera.batch, attributes[3].shape[-1]
-        features = torch.empty(batch, camera.height, camera.width, channels)
-        alpha = torch.empty(batch, camera.height, camera.width)
+        batch, colors = camera.batch, attributes[3]
+        features = colors.new_empty(batch, camera.height, camera.width, colors.shape[-1])
+        alpha = colors.new_empty(batch, camera.height, camera.width)
         arrays = [a.contiguous().numpy() for a in attributes]
         saved = []
         with kernel_guard():

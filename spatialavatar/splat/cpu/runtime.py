@@ -8,6 +8,7 @@ torch is imported, so programs that import torch first should set it in their en
 Kernels must only be called inside ``kernel_guard()``.
 """
 
+import functools
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
@@ -84,6 +85,7 @@ def scratch(name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> np.nd
     return buffer[:count].view(dtype).reshape(shape)
 
 
+@functools.cache
 def _source_digest(own_file: Path) -> str:
     digest = hashlib.sha256()
     for path in [*sorted(Path(__file__).parents[1].rglob("*.py")), own_file]:
