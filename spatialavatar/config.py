@@ -21,7 +21,7 @@ C = TypeVar("C", bound=Config)
 
 
 def load_config(model: type[C], path: files.Location | None = None, overrides: Sequence[str] = ()) -> C:
-    """``model`` with its defaults, then the YAML file's values, then ``key=value`` overrides (``a.b=1`` for nested keys).
+    """``model`` with its defaults, then the YAML file, then ``key=value`` overrides (nested keys as ``a.b=1``).
 
     Values of overrides are YAML scalars. Raises SpatialAvatarError naming the file or override, the key, and for an
     unknown key the nearest known one.

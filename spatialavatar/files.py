@@ -155,7 +155,7 @@ def _unreadable(location: Location, reason: Exception) -> SpatialAvatarError:
 
 
 def write_tensors(location: Location, arrays: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
-    """Equal content gives equal bytes: the metadata go in as one sorted JSON text, for safetensors shuffles its keys."""
+    """Equal content gives equal bytes: metadata go in as one sorted JSON text, for safetensors shuffles its keys."""
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     text = json.dumps(metadata or {}, sort_keys=True)
     write_bytes(location, safetensors.numpy.save(contiguous, metadata={_METADATA_KEY: text}))

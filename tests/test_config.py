@@ -18,7 +18,9 @@ def test_shipped_file_states_the_defaults() -> None:
 def test_later_sources_win(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("iterations: 7\nanti_spike:\n  clamp: false\n  aspect_bound: 4\n")
-    config = load_config(RefineConfig, file, ["iterations=9", "anti_spike.aspect_bound=20", "learning_rates.color=0.05"])
+    config = load_config(
+        RefineConfig, file, ["iterations=9", "anti_spike.aspect_bound=20", "learning_rates.color=5e-2"]
+    )
     assert (config.iterations, config.anti_spike.clamp, config.anti_spike.aspect_bound) == (9, False, 20)
     assert config.learning_rates.color == 0.05
     assert config.learning_rates.position == RefineConfig().learning_rates.position
@@ -44,5 +46,5 @@ def test_wrong_override_is_named(override: str, expected: str) -> None:
 def test_wrong_file_is_named(tmp_path: Path, text: str) -> None:
     file = tmp_path / "broken.yaml"
     file.write_text(text)
-    with pytest.raises(SpatialAvatarError, match="broken.yaml"):
+    with pytest.raises(SpatialAvatarError, match=r"broken\.yaml"):
         load_config(RefineConfig, file)

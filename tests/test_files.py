@@ -50,7 +50,7 @@ def test_truncated_tensors_are_one_clear_error(tmp_path: Path, keep: int) -> Non
     where = tmp_path / "a.safetensors"
     files.write_tensors(where, {"x": np.ones(100, np.float32)})
     where.write_bytes(where.read_bytes()[:keep])
-    with pytest.raises(SpatialAvatarError, match="a.safetensors"):
+    with pytest.raises(SpatialAvatarError, match=r"a\.safetensors"):
         files.read_tensors(where)
 
 

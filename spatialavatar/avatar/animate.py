@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from typing import Any
 
 import imageio.v2 as imageio
 import numpy as np
@@ -76,7 +77,7 @@ def write_video(location: files.Location, frames: Iterable[UInt8[np.ndarray, "H 
     partial = path.with_name(f".{path.stem}.partial.mp4")
     count = 0
     try:
-        options = {"codec": "libx264", "quality": 8, "macro_block_size": 2, "pixelformat": "yuv420p"}
+        options: dict[str, Any] = {"codec": "libx264", "quality": 8, "macro_block_size": 2, "pixelformat": "yuv420p"}
         # closing, because on an error imageio's own context manager leaves the writer open
         with closing(imageio.get_writer(partial, fps=fps, **options)) as writer:
             for picture in frames:

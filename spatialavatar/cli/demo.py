@@ -10,13 +10,15 @@ SIZE = 256  # pixels
 UV_RESOLUTION = 128
 FRAMES, HELD_OUT = 64, 12
 DRIVER_FRAMES = 75
-TRAINING_CAMERA, HELD_OUT_CAMERA = 0, 1
-IDENTITY, DRIVER = 0, 1  # numbers of the synthetic people
+CAMERAS, HELD_OUT_CAMERA = 5, 2  # on a frontal arc of 120 degrees: 0 before the face, 1 and 2 half way, 3 and 4 outside
+IDENTITY, DRIVER = 2, 4  # numbers of the synthetic people
 SHEET_ROWS = 3  # of each split
 
 
 def demo(
-    out: Annotated[str, typer.Option("--out", "-o", metavar="DIR", help="Folder for everything.")] = "spatialavatar-demo",
+    out: Annotated[
+        str, typer.Option("--out", "-o", metavar="DIR", help="Folder for everything.")
+    ] = "spatialavatar-demo",
     iterations: Annotated[int, typer.Option(help="Refinement steps.")] = 2000,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that holds something else.")] = False,
     device: DeviceOption = "auto",
@@ -37,6 +39,7 @@ def demo(
     from spatialavatar.avatar.animate import driven_frames, write_video
     from spatialavatar.clip import write_synthetic
     from spatialavatar.clip.synthetic import synthesize_capture
+    from spatialavatar.clip.tracked_clip import Split
     from spatialavatar.evaluation.contact_sheet import contact_sheet, titled, to_bytes
     from spatialavatar.evaluation.metrics import Lpips
     from spatialavatar.evaluation.self_reenactment import compare, evaluate, spread
@@ -53,18 +56,22 @@ def demo(
     head = write_head(head_file, *generate_head())
 
     say("2/5 a tracked capture of a synthetic person, and one of another to borrow motion from")
-    person = synthesize_capture(head, identity=IDENTITY, motion=IDENTITY, frames=FRAMES, size=SIZE, cameras=2)
+    person = synthesize_capture(head, identity=IDENTITY, motion=IDENTITY, frames=FRAMES, size=SIZE, cameras=CAMERAS)
     other = synthesize_capture(head, identity=DRIVER, motion=DRIVER, frames=DRIVER_FRAMES, size=SIZE)
-    with progress("rendering", FRAMES * 2 + DRIVER_FRAMES) as update:
+    with progress("rendering", FRAMES * CAMERAS + DRIVER_FRAMES) as update:
         clip = write_synthetic(
             person, head, files.join(out, "clip"), test_from=FRAMES - HELD_OUT, test_cameras=[HELD_OUT_CAMERA],
             progress=lambda done, total: update(done), force=True,
         )  # fmt: skip
         driver = write_synthetic(
-            other, head, files.join(out, "driver"), progress=lambda done, total: update(FRAMES * 2 + done), force=True
+            other,
+            head,
+            files.join(out, "driver"),
+            progress=lambda done, total: update(FRAMES * CAMERAS + done),
+            force=True,
         )
 
-    say(f"3/5 refinement from the template skin, on {len(clip.split('train'))} frames of camera {TRAINING_CAMERA}")
+    say(f"3/5 refinement from the template skin, on {len(clip.split('train'))} images")
     config = RefineConfig(iterations=iterations, resolution=SIZE, uv_resolution=UV_RESOLUTION)
     avatar_folder = files.join(out, "avatar")
     with progress("refining", iterations) as update:
@@ -81,19 +88,15 @@ def demo(
     renderer = AvatarRenderer(avatar, head, where, avatar_folder)
     white = torch.ones(3)
     lpips = Lpips.find(device=where)
-    reports = {
-        split: evaluate(renderer, clip, split, resolution=SIZE, background=white, lpips=lpips)
-        for split in ("test", "view")
-    }
+    splits: tuple[Split, ...] = ("test", "view")
+    reports = {s: evaluate(renderer, clip, s, resolution=SIZE, background=white, lpips=lpips) for s in splits}
     seconds = round(time.perf_counter() - began, 1)
     files.write_json(
         files.join(out, "metrics.json"), {**reports["test"], "held_out_view": reports["view"], "demo_seconds": seconds}
     )
     sheets = [
-        contact_sheet(
-            list(compare(renderer, clip, spread(clip.split(split), SHEET_ROWS), SIZE, white)), f"{name} "
-        )
-        for split, name in (("test", "unseen"), ("view", "unseen view,"))
+        contact_sheet(list(compare(renderer, clip, spread(clip.split(s), SHEET_ROWS), SIZE, white)), name)
+        for s, name in zip(splits, ("unseen ", "unseen view, "))
     ]
     sheet = np.concatenate(sheets, 0)
     files.write_bytes(files.join(out, "contact_sheet.png"), cv2.imencode(".png", sheet[..., ::-1])[1].tobytes())
@@ -112,7 +115,7 @@ def demo(
         write_video(files.join(out, "animation.mp4"), side_by_side(), driver.fps)
 
     print(f"\n{'':18}{'PSNR':>8}{'SSIM':>9}{'LPIPS':>9}{'MSE':>11}")
-    for split, name in (("test", "unseen frames"), ("view", "unseen view")):
+    for split, name in zip(splits, ("unseen frames", "unseen view")):
         r = reports[split]
         perceptual = "-" if r["lpips"] is None else f"{r['lpips']:.4f}"
         print(f"{name:18}{r['psnr']:>8.2f}{r['ssim']:>9.4f}{perceptual:>9}{r['mse']:>11.6f}")

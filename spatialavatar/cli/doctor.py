@@ -67,7 +67,10 @@ def _cuda() -> Finding:
         return Finding("CUDA device", "ok", f"{p.name}, {p.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}")
     if torch.version.cuda is None:
         return Finding(
-            "CUDA device", "note", "this torch is built for the CPU only", "with an NVIDIA card: reinstall torch from PyPI"
+            "CUDA device",
+            "note",
+            "this torch is built for the CPU only",
+            "with an NVIDIA card: reinstall torch from PyPI",
         )
     return Finding("CUDA device", "note", "none; everything runs on the CPU", "with an NVIDIA card: check the driver")
 
@@ -88,7 +91,10 @@ def _gsplat() -> Finding:
         return Finding("gsplat", "ok", f"{version}, kernels built")
     if shutil.which("nvcc") is None and "CUDA_HOME" not in os.environ:
         return Finding(
-            "gsplat", "missing", f"{version}, kernels not built and no nvcc", "install the CUDA toolkit and set CUDA_HOME"
+            "gsplat",
+            "missing",
+            f"{version}, kernels not built and no nvcc",
+            "install the CUDA toolkit and set CUDA_HOME",
         )
     return Finding(
         "gsplat",

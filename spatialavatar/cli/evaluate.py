@@ -1,6 +1,6 @@
 """``spatialavatar evaluate``: an avatar against frames of its clip."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from spatialavatar.avatar import Avatar
     from spatialavatar.clip import TrackedClip
+    from spatialavatar.clip.tracked_clip import Split
     from spatialavatar.head import HeadModel
 
 SHEET_ROWS = 6
@@ -47,7 +48,11 @@ def evaluate(
     """
     from spatialavatar.avatar import read_avatar
     from spatialavatar.clip import open_clip
+    from spatialavatar.errors import SpatialAvatarError
+    from spatialavatar.evaluation.self_reenactment import SPLITS
 
+    if split not in SPLITS:
+        raise SpatialAvatarError(f"--split {split}: expected one of {', '.join(SPLITS)}")
     subject = read_avatar(avatar)
     model = resolve_head(subject.head, head, avatar, subject.head_hints(avatar))
     print_report(
@@ -55,7 +60,7 @@ def evaluate(
             subject,
             model,
             open_clip(clip),
-            split,
+            cast("Split", split),
             out=out,
             sheet=sheet,
             resolution=resolution,
@@ -70,7 +75,7 @@ def report(
     avatar: "Avatar",
     head: "HeadModel",
     clip: "TrackedClip",
-    split: str,
+    split: "Split",
     *,
     out: str | None = None,
     sheet: str | None = None,
@@ -85,13 +90,10 @@ def report(
 
     from spatialavatar import files
     from spatialavatar.avatar import AvatarRenderer
-    from spatialavatar.errors import SpatialAvatarError
     from spatialavatar.evaluation.metrics import Lpips
-    from spatialavatar.evaluation.self_reenactment import SPLITS, compare, spread
+    from spatialavatar.evaluation.self_reenactment import compare, spread
     from spatialavatar.evaluation.self_reenactment import evaluate as measure
 
-    if split not in SPLITS:
-        raise SpatialAvatarError(f"--split {split}: expected one of {', '.join(SPLITS)}")
     renderer = AvatarRenderer(avatar, head, device)
     behind = torch.ones(3) if background is None else background
     if clip.matte_kind == "burnt_black":

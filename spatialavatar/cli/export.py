@@ -16,7 +16,8 @@ def export(
         str | None, typer.Option("--out", "-o", help="File (ply) or folder; inside the avatar's folder unless given.")
     ] = None,
     driver: Annotated[
-        str | None, typer.Option(metavar="CLIP", help="Take pose and expression from this clip, not the reference frame.")
+        str | None,
+        typer.Option(metavar="CLIP", help="Take pose and expression from this clip, not the reference frame."),
     ] = None,
     frame: Annotated[int, typer.Option(help="With --driver and ply: which instant.")] = 0,
     head: HeadOption = None,

@@ -60,10 +60,7 @@ def refine(
     model = read_head(head)
     footage = open_clip(clip)
     footage.require_head(model)
-    if init == "template":
-        start = template_start(model, settings.uv_resolution)
-    else:
-        start = avatar_start(init, model)
+    start = template_start(model, settings.uv_resolution) if init == "template" else avatar_start(init, model)
     say(_plan(footage, start.layout.count, start.origin, settings.iterations, str(where)))
 
     stop = False
@@ -100,8 +97,12 @@ def refine(
     if measure:
         from spatialavatar.cli.evaluate import print_report, report
 
-        split, limit = ("test", None) if footage.split("test") else ("train", EVALUATED_TRAINING_FRAMES)
-        print_report(report(avatar, model, footage, split, out=f"{out}/{METRICS}", device=where, limit=limit))
+        target = f"{out}/{METRICS}"
+        if footage.split("test"):
+            result = report(avatar, model, footage, "test", out=target, device=where)
+        else:
+            result = report(avatar, model, footage, "train", out=target, device=where, limit=EVALUATED_TRAINING_FRAMES)
+        print_report(result)
 
 
 def _plan(clip, gaussians: int, origin: str, iterations: int, device: str) -> str:  # type: ignore[no-untyped-def]

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float
@@ -16,12 +16,13 @@ from torch import Tensor
 
 from spatialavatar.avatar import AvatarRenderer
 from spatialavatar.clip import FrameIndex, TrackedClip
+from spatialavatar.clip.tracked_clip import Split
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.evaluation.metrics import Lpips, mse, psnr, ssim
 from spatialavatar.losses.photometric import composite, composite_rendering
 from spatialavatar.refine.anti_spike import max_aspect_ratio
 
-SPLITS = ("train", "test", "view", "all")
+SPLITS: tuple[Split, ...] = get_args(Split)
 METRICS = ("psnr", "ssim", "lpips", "mse")
 
 
@@ -61,7 +62,7 @@ def compare(
 def evaluate(
     renderer: AvatarRenderer,
     clip: TrackedClip,
-    split: str,
+    split: Split,
     *,
     resolution: int,
     background: Float[Tensor, " 3"],
@@ -71,14 +72,15 @@ def evaluate(
 ) -> dict[str, Any]:
     """The metrics report, plain JSON: means, the worst frame, and every frame.
 
-    ``limit`` takes that many frames, evenly spread over the split. Raises SpatialAvatarError when the split holds no frames or the clip was tracked with another head.
+    ``limit`` takes that many frames, evenly spread over the split. Raises SpatialAvatarError when the split holds no
+    frames or the clip was tracked with another head.
     """
     clip.require_head(renderer.head)
     frames = clip.split(split)
     if not frames:
         raise SpatialAvatarError(
-            f"{clip.folder}: no frames in split {split!r} (test_from {clip.test_from}, test cameras {clip.test_cameras}); "
-            "choose another with --split"
+            f"{clip.folder}: no frames in split {split!r} (test_from {clip.test_from}, "
+            f"test cameras {clip.test_cameras}); choose another with --split"
         )
     frames = spread(frames, limit)
     per_frame: list[dict[str, Any]] = []

@@ -104,7 +104,8 @@ def test_codes_are_orthogonal(generated: Generated, name: str) -> None:
     basis = basis.reshape(-1, basis.shape[-1])
     basis /= np.linalg.norm(basis, axis=0)
     gram = basis.T @ basis
-    assert np.abs(gram - np.eye(len(gram))).max() < 1e-5
+    # exact but for the rounding to a tenth of a micrometre, which the smallest modes (tens of micrometres) feel most
+    assert np.abs(gram - np.eye(len(gram))).max() < 1e-3
 
 
 def test_weights_and_joints(head: HeadModel) -> None:

@@ -95,9 +95,9 @@ def test_checkpoint_of_other_inputs_is_refused_and_kept(clip: TrackedClip, tmp_p
     with pytest.raises(SpatialAvatarError, match="iterations: 30 then, 31 now"):
         refine(clip, out, config("iterations=31", "checkpoint_every=10", "log_every=4", *FAST), resume=True)
     other = tiny_clip(tmp_path / "other", instants=5, test_from=4, identity="somebody-else")
-    with pytest.raises(SpatialAvatarError, match="another clip.*somebody-else"):
+    with pytest.raises(SpatialAvatarError, match=r"another clip.*somebody-else"):
         refine(other, out, resume=True)
-    with pytest.raises(SpatialAvatarError, match="--resume.*--force"):
+    with pytest.raises(SpatialAvatarError, match=r"--resume.*--force"):
         refine(clip, out)
     assert (out / FILE).read_bytes() == before
 
@@ -107,7 +107,7 @@ def test_finished_avatar_is_replaced_only_by_force(clip: TrackedClip, tmp_path: 
     refine(clip, out)
     before = (out / TENSORS).read_bytes()
     for resume in (False, True):
-        with pytest.raises(SpatialAvatarError, match="finished avatar.*--force"):
+        with pytest.raises(SpatialAvatarError, match=r"finished avatar.*--force"):
             refine(clip, out, resume=resume)
     assert (out / TENSORS).read_bytes() == before
     refine(clip, out, config("iterations=2", *FAST), force=True)

@@ -82,6 +82,25 @@ def test_degenerate_triangles_are_finite(triangle, dtype):
     assert all(t.isfinite().all() for t in (world.means, world.quats, world.scales, gradient))
 
 
+def test_slivers_have_rotations():
+    """Collinear corners in float32: their cross product is rounding noise that points anywhere."""
+    random = torch.Generator().manual_seed(5)
+    start, direction, along = (torch.randn(200, 1, n, generator=random) for n in (3, 3, 1))
+    steps = torch.cat([torch.zeros(200, 1, 1), torch.ones(200, 1, 1), along], 1)
+    vertices = (start + steps * direction).requires_grad_()
+    frames = triangle_frames(vertices, FACES[:1])
+    identity = torch.eye(3).expand(200, 1, 3, 3)
+    torch.testing.assert_close(frames.rotation.mT @ frames.rotation, identity, rtol=0, atol=2e-3)  # SLIVER / 1e-7
+    (gradient,) = torch.autograd.grad(frames.rotation.sum() + frames.scale.sum(), vertices)
+    assert gradient.isfinite().all()
+    local = LocalGaussians(
+        *[t[:1, :2].float().expand(200, *t[:1, :2].shape[1:]) for t in local_gaussians().tensors().values()]
+    )
+    fused = bind(local, vertices.detach(), FACES[:1], torch.zeros(2, dtype=torch.long))
+    assert fused.quats.isfinite().all()
+    torch.testing.assert_close(fused.quats.norm(dim=-1), torch.ones(200, 2))
+
+
 def test_moves_with_the_mesh():
     """Rotating, scaling and translating the mesh does the same to the Gaussians (method.md section 1)."""
     vertices, local = mesh(), local_gaussians()

@@ -18,10 +18,15 @@ from spatialavatar.head.builtin.unwrap import unwrap_half
 from spatialavatar.head.model import HeadInfo
 
 HEAD_ID = "builtin-1"
+DECIMALS = 7  # a tenth of a micrometre
 
 
 def generate_head() -> tuple[HeadInfo, dict[str, np.ndarray]]:
-    """The built-in head as ``HeadInfo`` and HeadModel's arrays (metres, float32 and int32)."""
+    """The built-in head as ``HeadInfo`` and HeadModel's arrays (metres, float32 and int32).
+
+    Numbers are rounded to DECIMALS, far above the noise in which mathematical libraries differ, so that the head has
+    the same hash on every machine.
+    """
     mesh = builtin_mesh()
     uv = _uv(mesh)
     part = face_parts(mesh)
@@ -53,7 +58,10 @@ def generate_head() -> tuple[HeadInfo, dict[str, np.ndarray]]:
         "landmark_barycentric": landmark_barycentric,
     }
     whole = {"faces", "uv_faces", "face_chart", "face_part", "landmark_faces"}
-    return info, {name: np.asarray(a, np.int32 if name in whole else np.float32) for name, a in arrays.items()}
+    return info, {
+        name: np.asarray(a, np.int32) if name in whole else np.round(a, DECIMALS).astype(np.float32)
+        for name, a in arrays.items()
+    }
 
 
 @lru_cache(maxsize=1)
