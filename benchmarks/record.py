@@ -1,7 +1,8 @@
 """Writes benchmark results: numbers together with what is needed to judge and repeat them.
 
 ``record(name, command, results)`` writes ``benchmarks/results/<name>-<YYYY-MM-DD>.json``. The machine is described by
-its hardware and software only: no host name, no user, no paths.
+its hardware and software only: no host name, no user, no paths. Commit, load and time are those of the moment when this
+module was imported, at the start of the benchmark.
 """
 
 import datetime
@@ -10,7 +11,9 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +26,12 @@ def record(name: str, command: str, results: Any, out: str | Path | None = None)
 
     ``command`` is what a person types at the repository's root to repeat the measurement.
     """
-    now = datetime.datetime.now(datetime.UTC)
-    path = Path(out) if out else RESULTS / f"{name}-{now:%Y-%m-%d}.json"
+    path = Path(out) if out else RESULTS / f"{name}-{_STARTED:%Y-%m-%d}.json"
     document = {
         "name": name,
-        "date": f"{now:%Y-%m-%dT%H:%M:%SZ}",
+        "date": f"{_STARTED:%Y-%m-%dT%H:%M:%SZ}",
         "command": command,
-        "commit": commit(),
+        "commit": _COMMIT,
         "machine": machine(),
         "versions": versions(),
         "results": results,
@@ -51,7 +53,7 @@ def machine() -> dict[str, Any]:
         "vector_extensions": torch.backends.cpu.get_cpu_capability(),
         "cores": cores,
         "memory_gib": _memory_gib(),
-        "load_1min": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        "load_1min": _LOAD,
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
     if description["gpus"]:
@@ -101,3 +103,22 @@ def _memory_gib() -> float | None:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (ValueError, OSError, AttributeError):
         return None
+
+
+def command_line() -> str:
+    """This process' command as typed at the repository's root; of files outside it the names alone."""
+    root = Path(__file__).parents[1].resolve()
+
+    def shown(argument: str) -> str:
+        path = Path(argument)
+        if "=" in argument or not path.exists():
+            return argument
+        resolved = path.resolve()
+        return str(resolved.relative_to(root)) if resolved.is_relative_to(root) else path.name
+
+    return shlex.join(["python", *(shown(argument) for argument in sys.argv)])
+
+
+_STARTED = datetime.datetime.now(datetime.UTC)
+_COMMIT = commit()
+_LOAD = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None

@@ -6,7 +6,6 @@ A variants file names runs and their --set values; every run starts from the tem
 """
 
 import argparse
-import shlex
 import sys
 import tempfile
 import time
@@ -18,7 +17,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.record import record
+from benchmarks.record import command_line, record
 from spatialavatar.avatar import AvatarRenderer
 from spatialavatar.clip import open_clip
 from spatialavatar.config import load_config
@@ -55,9 +54,11 @@ def main() -> None:
         rows[name] = {"set": overrides or [], **run(clip, head, settings, lpips)}
         cells = (rows[name][c] for c in COLUMNS)
         print(f"{name:28}" + "".join(f"{'-':>13}" if v is None else f"{v:>13.4f}" for v in cells), flush=True)
-    results = {"clip": clip.identity, "common": [*plan.get("common", []), *options.set], "runs": rows}
-    command = shlex.join(["python", *(Path(a).name if Path(a).exists() and "=" not in a else a for a in sys.argv)])
-    print(record(options.name, command, results, options.out))
+        results = {"clip": clip.identity, "common": [*plan.get("common", []), *options.set], "runs": rows}
+        written = record(
+            options.name, command_line(), results, options.out
+        )  # after each run: a late crash loses little
+    print(written)
 
 
 def run(clip: Any, head: Any, settings: RefineConfig, lpips: Lpips | None) -> dict[str, float | None]:

@@ -1,0 +1,188 @@
+"""Time and memory of the refinement: one iteration by stage, the whole loop, and the finished avatar's frame rate.
+
+    python benchmarks/refinement.py
+
+Runs on a synthetic capture of the built-in head with preloaded frames, at 256 pixels with 128 texels (16 K Gaussians)
+and at 512 with 256 (65 K). Prints a table and writes ``benchmarks/results/refinement-<date>.json``. The torch
+reference of the same iteration runs in the same process for the ratio. With CUDA the same script measures gsplat.
+"""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import argparse
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.record import command_line, record
+from spatialavatar.avatar import Avatar, AvatarRenderer
+from spatialavatar.clip import TrackedClip, write_synthetic
+from spatialavatar.clip.synthetic import synthesize_capture
+from spatialavatar.head import HeadModel, HeadReference, builtin_head
+from spatialavatar.losses.aspect import aspect_loss
+from spatialavatar.losses.photometric import photometric_loss, photometric_loss_torch
+from spatialavatar.refine import RefineConfig, Refinement, Subject, template_start
+from spatialavatar.refine.parameters import to_gaussians
+from spatialavatar.splat.binding import bind, bind_torch
+from spatialavatar.splat.gaussians import LocalGaussians
+from spatialavatar.splat.rasterize import rasterize
+
+SIZES = ((256, 128), (512, 256))  # pixels, texels
+FRAMES = 24
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--iterations", type=int, default=150, help="timed iterations of each size")
+    parser.add_argument("--reference-iterations", type=int, default=1, help="of the torch reference; 0 leaves it out")
+    parser.add_argument("--batch", type=int, default=4, help="subjects in the batched run at the largest size")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    head = builtin_head().to(device)
+    results: dict[str, Any] = {"device": str(device), "sizes": {}}
+    for pixels, texels in SIZES:
+        with tempfile.TemporaryDirectory() as folder:
+            clips = captures(head, folder, pixels, options.batch if pixels == SIZES[-1][0] else 1)
+            results["sizes"][f"{pixels}"] = measure(head, clips, pixels, texels, device, options)
+    results["peak_memory_gib"] = {
+        "process": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        **({"cuda": round(torch.cuda.max_memory_allocated() / 2**30, 2)} if device.type == "cuda" else {}),
+    }
+    for pixels, row in results["sizes"].items():
+        print(f"\n{pixels} pixels, {row['gaussians']} Gaussians: median (minimum) ms")
+        for name, (median, least) in row["milliseconds"].items():
+            print(f"  {name:28}{median:10.2f} ({least:.2f})")
+        print(f"  {'10,000 iterations':28}{row['seconds_for_10000_iterations']:8.0f} s")
+        print(f"  {'frames/s with posing':28}{row['frames_per_second']:8.0f}")
+    print(f"\npeak memory {results['peak_memory_gib']} GiB")
+    print(record("refinement", command_line(), results, options.out))
+
+
+def captures(head: HeadModel, folder: str, pixels: int, count: int) -> list[TrackedClip]:
+    return [
+        write_synthetic(
+            synthesize_capture(head.cpu(), identity=i, motion=i, frames=FRAMES, size=pixels), head, f"{folder}/{i}"
+        )
+        for i in range(count)
+    ]
+
+
+def measure(
+    head: HeadModel,
+    clips: list[TrackedClip],
+    pixels: int,
+    texels: int,
+    device: torch.device,
+    options: argparse.Namespace,
+) -> dict[str, Any]:
+    config = RefineConfig(resolution=pixels, uv_resolution=texels)
+    head = head.to(device)
+    start = template_start(head, texels)
+    layout = start.layout.to(device)
+
+    def refinement(chosen: list[TrackedClip]) -> Refinement:
+        subjects = [Subject(clip, head, pixels, 4e9, device) for clip in chosen]
+        for subject in subjects:
+            subject.preload()
+        run = Refinement(subjects, head, layout, LocalGaussians.cat([start.gaussians] * len(chosen)), config)
+        run.iteration = config.anti_spike.aspect_from  # every part of the loop is at work from here on
+        return run
+
+    run = refinement(clips[:1])
+    times = {"whole iteration": timed(run.step, options.iterations, device)}
+    times |= stages(run, head, layout.face_index, device, options)
+    if len(clips) > 1:
+        batch = refinement(clips)
+        times[f"whole iteration, {len(clips)} subjects"] = timed(batch.step, max(10, options.iterations // 4), device)
+    renderer = AvatarRenderer(finished(run, head, layout, texels, clips[0]), head, device)
+    params, camera = clips[0].params[:1], clips[0].camera(clips[0].split("all")[:1])
+    frame = timed(lambda: renderer.image(params, camera), options.iterations, device)
+    return {
+        "gaussians": layout.count,
+        "milliseconds": times,
+        "seconds_for_10000_iterations": round(times["whole iteration"][0] * 10, 1),
+        "frames_per_second": round(1000 / frame[0], 1),
+    }
+
+
+def stages(
+    run: Refinement, head: HeadModel, face_index: torch.Tensor, device: torch.device, options: argparse.Namespace
+) -> dict[str, tuple[float, float]]:
+    """Forward and backward of each stage on its own, from the current state."""
+    view, background = run.subjects[0].view(0), torch.full((1, 3), 0.5, device=device)
+    local = LocalGaussians(**{n: t.detach().requires_grad_() for n, t in run.gaussians().tensors().items()})
+    world = bind(local, view.vertices, head.faces, face_index)
+    leaves = type(world)(**{n: t.detach().requires_grad_() for n, t in vars(world).items()})
+    rendering = rasterize(leaves, view.camera)
+    pictures = type(rendering)(rendering.features.detach().requires_grad_(), rendering.alpha.detach().requires_grad_())
+    target = view.target(background)
+
+    def whole(placed: Callable[..., Any], loss: Callable[..., Any], backend: Any) -> None:
+        shown = rasterize(placed(local, view.vertices, head.faces, face_index), view.camera, backend=backend)
+        loss(shown, view.target(background), view.region, background).total.sum().backward()
+
+    measured: dict[str, Callable[[], object]] = {
+        "target": lambda: run.subjects[0].view(0).target(background),
+        "parameters to Gaussians": lambda: total(to_gaussians(run.parameters[0], run._rest_scale)).backward(),
+        "bind": lambda: total(bind(local, view.vertices, head.faces, face_index)).backward(),
+        "rasterize forward": lambda: no_grad(lambda: rasterize(leaves, view.camera)),
+        "rasterize forward + backward": lambda: rasterize(leaves, view.camera).features.sum().backward(),
+        "photometric loss": lambda: photometric_loss(pictures, target, view.region, background).total.sum().backward(),
+        "aspect loss": lambda: aspect_loss(leaves, view.camera, 1.0).sum().backward(),
+        "Adam": run.optimizer.step,
+        "clamp": run._clamp,
+    }
+    times = {name: timed(call, options.iterations, device) for name, call in measured.items()}
+    if options.reference_iterations:
+        reference = lambda: whole(bind_torch, photometric_loss_torch, "reference")  # noqa: E731
+        fused = lambda: whole(bind, photometric_loss, "auto")  # noqa: E731
+        times["bind, splat, loss: fused"] = timed(fused, options.iterations, device)
+        times["bind, splat, loss: torch"] = timed(reference, options.reference_iterations, device, warm_up=0)
+    return times
+
+
+def total(gaussians: Any) -> torch.Tensor:
+    return torch.stack([t.sum() for t in vars(gaussians).values() if t.requires_grad]).sum()
+
+
+def no_grad(call: Callable[[], object]) -> None:
+    with torch.no_grad():
+        call()
+
+
+def finished(run: Refinement, head: HeadModel, layout: Any, texels: int, clip: TrackedClip) -> Avatar:
+    reference = HeadReference.of(head)
+    return Avatar(
+        "static", clip.identity, reference, texels, layout.fingerprint, run.gaussians()[0], clip.params.shape[:1], None,
+        clip.params[0], {}, "",
+    )  # fmt: skip
+
+
+def timed(call: Callable[[], object], repeats: int, device: torch.device, warm_up: int = 5) -> tuple[float, float]:
+    """Median and minimum of wall milliseconds."""
+    samples = []
+    for k in range(repeats + warm_up):
+        began = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        if k >= warm_up:
+            samples.append((time.perf_counter() - began) * 1e3)
+    return round(statistics.median(samples), 3), round(min(samples), 3)
+
+
+if __name__ == "__main__":
+    main()
