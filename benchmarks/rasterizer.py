@@ -27,7 +27,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.record import command_line, record
+from benchmarks.record import record
 from spatialavatar.splat.camera import Camera
 from spatialavatar.splat.cpu import backend, binning
 from spatialavatar.splat.cpu.projection import camera_parameters

@@ -44,7 +44,10 @@ def load_config(model: type[C], path: files.Location | None = None, overrides: S
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise SpatialAvatarError(f"--set {override}: {parent} holds a value, not further keys")
-        node[leaf] = yaml.safe_load(text)
+        try:
+            node[leaf] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise SpatialAvatarError(f"--set {override}: {text} is not a YAML value") from None
     try:
         return model.model_validate(values)
     except ValidationError as e:

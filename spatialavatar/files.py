@@ -21,6 +21,7 @@ from spatialavatar.errors import SpatialAvatarError
 
 Location = str | os.PathLike[str]
 
+TEMPORARY = ".tmp"  # ending of a file that is being written
 _METADATA_KEY = "spatialavatar"
 _LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
@@ -53,18 +54,18 @@ def relative(location: Location, folder: Location) -> str:
 
 
 def exists(location: Location) -> bool:
-    fs, path = fsspec.core.url_to_fs(os.fspath(location))
+    fs, path = _filesystem(location)
     return bool(fs.exists(path))
 
 
 def is_folder(location: Location) -> bool:
-    fs, path = fsspec.core.url_to_fs(os.fspath(location))
+    fs, path = _filesystem(location)
     return bool(fs.isdir(path))
 
 
 def list_folder(location: Location) -> list[str]:
     """Names (not paths) in a folder, sorted; an absent folder is empty."""
-    fs, path = fsspec.core.url_to_fs(os.fspath(location))
+    fs, path = _filesystem(location)
     if not fs.isdir(path):
         return []
     return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in fs.ls(path, detail=False))
@@ -72,8 +73,9 @@ def list_folder(location: Location) -> list[str]:
 
 def read_bytes(location: Location) -> bytes:
     """Raises SpatialAvatarError when there is no such file."""
+    fs, path = _filesystem(location)
     try:
-        with fsspec.open(os.fspath(location), "rb") as f:
+        with fs.open(path, "rb") as f:
             return bytes(f.read())
     except FileNotFoundError:
         raise SpatialAvatarError(f"{location}: no such file") from None
@@ -86,26 +88,27 @@ def write_bytes(location: Location, data: bytes) -> None:
     if is_local(location):
         path = local_path(location)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as f:
                 f.write(data)
                 f.flush()
                 os.fsync(f.fileno())
-            os.chmod(temporary, 0o644)
+            os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
             raise
     else:
-        fs, path_on_store = fsspec.core.url_to_fs(os.fspath(location))
+        fs, path_on_store = _filesystem(location)
         fs.makedirs(path_on_store.rsplit("/", 1)[0], exist_ok=True)
         fs.pipe_file(path_on_store, data)
 
 
 def remove(location: Location) -> None:
-    fs, path = fsspec.core.url_to_fs(os.fspath(location))
+    """Remove a file, or a folder with all that it holds; nothing there is fine."""
+    fs, path = _filesystem(location)
     with contextlib.suppress(FileNotFoundError):
         fs.rm(path, recursive=True)
 
@@ -133,8 +136,9 @@ def read_tensors(location: Location) -> tuple[dict[str, np.ndarray], dict[str, s
 
 def read_tensor_metadata(location: Location) -> dict[str, str]:
     """Our metadata of a safetensors file (none in others' files); reads its header alone."""
+    fs, path = _filesystem(location)
     try:
-        with fsspec.open(os.fspath(location), "rb") as f:
+        with fs.open(path, "rb") as f:
             size = int.from_bytes(f.read(8), "little")
             if size > _LARGEST_HEADER:
                 raise ValueError("header too large")
@@ -173,7 +177,7 @@ def content_hash(arrays: dict[str, np.ndarray], *extra: str) -> str:
     return digest.hexdigest()
 
 
-def claim_output_folder(folder: Location, marker: str, force: bool = False) -> None:
+def claim_output_folder(folder: Location, marker: str | None = None, force: bool = False) -> None:
     """Make ``folder`` ready to write into: it must be absent, empty, or hold ``marker`` (our own earlier result).
 
     Raises SpatialAvatarError when it holds something else and ``force`` is not set; nothing is ever deleted here.
@@ -189,3 +193,23 @@ def claim_output_folder(folder: Location, marker: str, force: bool = False) -> N
         if path.exists() and not path.is_dir():
             raise SpatialAvatarError(f"{folder}: is a file, a folder was expected")
         path.mkdir(parents=True, exist_ok=True)
+
+
+def refuse_existing(location: Location, force: bool = False) -> None:
+    """Raises SpatialAvatarError when there is something at an output's place and ``force`` is not set."""
+    if not force and exists(location):
+        raise SpatialAvatarError(f"{location}: exists; name another file or replace it with --force")
+
+
+def _filesystem(location: Location) -> tuple[fsspec.AbstractFileSystem, str]:
+    try:
+        fs, path = fsspec.core.url_to_fs(os.fspath(location))
+    except (ImportError, ValueError) as e:
+        raise SpatialAvatarError(f"{location}: no way to open such a URL here ({e})") from None
+    return fs, path
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

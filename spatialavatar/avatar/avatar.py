@@ -5,6 +5,7 @@ avatar came from; the tensors hold the local Gaussians and the subject's shape.
 """
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -52,12 +53,14 @@ class Avatar:
         named = self.provenance.get("head_file")
         if named is None:
             return [str(folder)]
-        return [str(folder), files.join(folder, named) if files.is_local(named) else named]
+        relative = files.is_local(named) and not os.path.isabs(named)
+        return [str(folder), files.join(folder, named) if relative else named]
 
 
-def licence_note(head: HeadReference, clip_licence: str) -> str:
-    """What a holder of the avatar must know: the terms of what it was made from."""
-    return f"Made with head model {head.id} ({head.licence}; {head.attribution}) from footage under: {clip_licence}"
+def licence_note(head: HeadReference, clip_licence: str, start_note: str = "") -> str:
+    """What a holder of the avatar must know: the terms of all that it was made from."""
+    note = f"Made with head model {head.id} ({head.licence}; {head.attribution}) from footage under: {clip_licence}"
+    return f"{note}; started from an avatar with this note: {start_note}" if start_note else note
 
 
 def write_avatar(folder: files.Location, avatar: Avatar) -> None:
@@ -83,6 +86,7 @@ def write_avatar(folder: files.Location, avatar: Avatar) -> None:
         },
         "provenance": {"spatialavatar": __version__, "torch": torch.__version__, **avatar.provenance},
         "licence_note": avatar.licence_note,
+        "tensors": files.content_hash(arrays),  # so that no manifest ever speaks for another avatar's tensors
     }
     files.write_json(files.join(folder, MANIFEST), manifest)
 
@@ -104,6 +108,10 @@ def read_avatar(folder: files.Location) -> Avatar:
     if manifest.get("kind") != "static":
         raise SpatialAvatarError(f"{where}: kind {manifest.get('kind')!r}, expected 'static'")
     arrays, _ = files.read_tensors(files.join(folder, TENSORS))
+    if manifest.get("tensors") != files.content_hash(arrays):
+        raise SpatialAvatarError(
+            f"{folder}: {TENSORS} is not what {MANIFEST} was written with (a broken copy or write); refine it again"
+        )
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     try:
         layout = manifest["layout"]

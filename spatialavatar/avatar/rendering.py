@@ -31,7 +31,7 @@ class AvatarRenderer:
 
     def __init__(self, avatar: Avatar, head: HeadModel, device: torch.device | str, what: str = "avatar") -> None:
         self.layout = avatar.layout(head, what).to(device)
-        self.head = head.to(device)
+        self.head = head.on(device)
         offset = avatar.static_offset
         self.avatar = dataclasses.replace(
             avatar,

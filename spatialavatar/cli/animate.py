@@ -53,8 +53,7 @@ def animate(
         raise SpatialAvatarError(f"--camera {camera}: expected driver or orbit")
     if driver is None and camera == "driver":
         raise SpatialAvatarError("name the clip that drives the avatar with --driver, or turn it with --camera orbit")
-    if files.exists(out) and not force:
-        raise SpatialAvatarError(f"{out}: exists; name another file or replace it with --force")
+    files.refuse_existing(out, force)
     subject = read_avatar(avatar)
     model = resolve_head(subject.head, head, avatar, subject.head_hints(avatar))
     renderer = AvatarRenderer(subject, model, choose_device(device))
@@ -71,7 +70,8 @@ def animate(
         params = clip.params_at(indices)
     if camera == "orbit":
         params = still(params)
-        rest = model(model.neutral().with_identity(subject.shape, subject.static_offset))[0]
+        own = renderer.avatar
+        rest = renderer.head(renderer.head.neutral().with_identity(own.shape, own.static_offset))[0]
         cameras = orbit_camera(rest, count, size)
     else:
         cameras = clip.camera(indices).resized(*clip.size_at(size))

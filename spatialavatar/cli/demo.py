@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from spatialavatar import __version__
 from spatialavatar.cli.console import DeviceOption, choose_device, progress, say
 
 SIZE = 256  # pixels
@@ -12,6 +13,7 @@ FRAMES, HELD_OUT = 64, 12
 DRIVER_FRAMES = 75
 CAMERAS, HELD_OUT_CAMERA = 5, 2  # on a frontal arc of 120 degrees: 0 before the face, 1 and 2 half way, 3 and 4 outside
 IDENTITY, DRIVER = 2, 4  # numbers of the synthetic people
+MARKER = "demo.json"  # says that a folder is an earlier demo's
 SHEET_ROWS = 3  # of each split
 
 
@@ -49,7 +51,8 @@ def demo(
 
     began = time.perf_counter()
     where = choose_device(device)
-    files.claim_output_folder(out, "avatar", force)
+    files.claim_output_folder(out, MARKER, force)
+    files.write_json(files.join(out, MARKER), {"made_by": f"spatialavatar demo {__version__}"})
     head_file = files.join(out, "builtin.head.safetensors")
 
     say("1/5 a head: the built-in one, generated")

@@ -40,12 +40,14 @@ def evaluate(
     ] = None,
     head: HeadOption = None,
     device: DeviceOption = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
 ) -> None:
     """Measure an avatar on held-out frames: PSNR, SSIM, LPIPS, MSE, aspect ratio, frames/s.
 
     \b
     spatialavatar evaluate avatars/anna clips/anna --out metrics.json --sheet sheet.png
     """
+    from spatialavatar import files
     from spatialavatar.avatar import read_avatar
     from spatialavatar.clip import open_clip
     from spatialavatar.errors import SpatialAvatarError
@@ -53,6 +55,9 @@ def evaluate(
 
     if split not in SPLITS:
         raise SpatialAvatarError(f"--split {split}: expected one of {', '.join(SPLITS)}")
+    for target in (out, sheet):
+        if target is not None:
+            files.refuse_existing(target, force)
     subject = read_avatar(avatar)
     model = resolve_head(subject.head, head, avatar, subject.head_hints(avatar))
     print_report(

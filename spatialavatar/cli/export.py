@@ -17,7 +17,7 @@ def export(
     ] = None,
     driver: Annotated[
         str | None,
-        typer.Option(metavar="CLIP", help="Take pose and expression from this clip, not the reference frame."),
+        typer.Option(metavar="CLIP", help="Take the expression from this clip, not the reference frame."),
     ] = None,
     frame: Annotated[int, typer.Option(help="With --driver and ply: which instant.")] = 0,
     head: HeadOption = None,
@@ -51,14 +51,13 @@ def export(
     comments = [f"SpatialAvatar {subject.identity}", subject.licence_note]
     if format == "ply":
         target = out or files.join(avatar, "point_cloud.ply")
-        if files.exists(target) and not force:
-            raise SpatialAvatarError(f"{target}: exists; name another with --out or replace it with --force")
+        files.refuse_existing(target, force)
         rest = still(params)
         world = renderer.world(rest, orbit_camera(model(rest)[0], 1, 512))
         write_ply(target, world, comments)
     else:
         target = out or files.join(avatar, "gaussian-avatars")
-        files.claim_output_folder(target, "point_cloud.ply", force)
+        files.claim_output_folder(target, force=force)
         own = params.with_identity(subject.shape, subject.static_offset)
         write_gaussian_avatars(target, model, renderer.layout, subject.gaussians, own, comments)
     say(f"{subject.gaussians.count} Gaussians -> {target}\n{subject.licence_note}")

@@ -33,6 +33,9 @@ app.add_typer(head.app, name="head")
 app.add_typer(clip.app, name="clip")
 app.command("doctor")(doctor.doctor)
 
+# errors of the operating system that the user can put right
+_SURROUNDINGS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+
 _debug = False
 
 
@@ -62,7 +65,7 @@ def run() -> None:
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        if e.errno not in _SURROUNDINGS:
             _fail(f"internal error: {type(e).__name__}: {e}; run again with 'spatialavatar --debug ...'", 1)
         _fail(f"{e.filename or 'output'}: {(e.strerror or str(e)).lower()}; what was written before is kept", 2)
     except Exception as e:

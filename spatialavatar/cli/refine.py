@@ -8,7 +8,6 @@ import typer
 from spatialavatar.cli.console import DeviceOption, choose_device, progress, say
 
 EVALUATED_TRAINING_FRAMES = 20  # of a clip without held-out frames
-METRICS = "metrics.json"
 
 
 def refine(
@@ -43,8 +42,10 @@ def refine(
     """
     from spatialavatar.clip import open_clip
     from spatialavatar.config import load_config
+    from spatialavatar.errors import SpatialAvatarError
     from spatialavatar.head import read_head
     from spatialavatar.refine import (
+        METRICS,
         Progress,
         RefineConfig,
         StopRefinement,
@@ -61,6 +62,12 @@ def refine(
     footage = open_clip(clip)
     footage.require_head(model)
     start = template_start(model, settings.uv_resolution) if init == "template" else avatar_start(init, model)
+    if uv_resolution not in (None, start.layout.resolution):
+        raise SpatialAvatarError(
+            f"--uv-resolution {uv_resolution}: {init} has {start.layout.resolution}, "
+            "and a layout never changes; leave the option out"
+        )
+    settings = settings.model_copy(update={"uv_resolution": start.layout.resolution})
     say(_plan(footage, start.layout.count, start.origin, settings.iterations, str(where)))
 
     stop = False

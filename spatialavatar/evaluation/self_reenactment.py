@@ -18,7 +18,7 @@ from spatialavatar.avatar import AvatarRenderer
 from spatialavatar.clip import FrameIndex, TrackedClip
 from spatialavatar.clip.tracked_clip import Split
 from spatialavatar.errors import SpatialAvatarError
-from spatialavatar.evaluation.metrics import Lpips, mse, psnr, ssim
+from spatialavatar.evaluation.metrics import LPIPS_LEAST_SIZE, Lpips, mse, psnr, ssim
 from spatialavatar.losses.photometric import composite, composite_rendering
 from spatialavatar.refine.anti_spike import max_aspect_ratio
 
@@ -49,7 +49,8 @@ def compare(
     for index in frames:
         frame = clip.frame(index, width, height)
         region = frame.region.to(renderer.device)[None]
-        target = composite(frame.image.to(renderer.device)[None], frame.matte.to(renderer.device)[None], region, behind)
+        coverage = frame.matte.to(renderer.device)[None] * region
+        target = composite(frame.image.to(renderer.device)[None], coverage, behind)
         began = time.perf_counter()
         rendering = renderer.render(clip.params_at(index), clip.camera(index).resized(width, height))
         if renderer.device.type == "cuda":
@@ -72,7 +73,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """The metrics report, plain JSON: means, the worst frame, and every frame.
 
-    ``limit`` takes that many frames, evenly spread over the split. Raises SpatialAvatarError when the split holds no
+    ``limit`` takes that many frames, evenly spread over the split. LPIPS is null without weights, or on pictures too
+    small for it. Raises SpatialAvatarError when the split holds no
     frames or the clip was tracked with another head.
     """
     clip.require_head(renderer.head)
@@ -83,6 +85,8 @@ def evaluate(
             f"test cameras {clip.test_cameras}); choose another with --split"
         )
     frames = spread(frames, limit)
+    if min(clip.size_at(resolution)) < LPIPS_LEAST_SIZE:
+        lpips = None
     per_frame: list[dict[str, Any]] = []
     seconds = []
     for done, c in enumerate(compare(renderer, clip, frames, resolution, background)):
@@ -108,6 +112,7 @@ def evaluate(
         "max_aspect_ratio": max_aspect_ratio(renderer.avatar.gaussians.log_scale),
         "iterations": trained.get("iterations"),
         "seconds": trained.get("seconds"),
+        "peak_memory_gib": trained.get("peak_memory_gib"),
         "frames_per_second": round(1 / max(seconds[len(seconds) // 2], 1e-9), 2),
         "gaussians": renderer.avatar.gaussians.count,
         "worst_frame": min(per_frame, key=lambda row: row["psnr"]),

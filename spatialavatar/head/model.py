@@ -3,6 +3,7 @@
 Any numbers of vertices, shape and expression codes; five joints (root, neck, jaw, left eye, right eye).
 """
 
+import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -92,6 +93,10 @@ class HeadModel(nn.Module):
     @cached_property
     def mouth_opening_indices(self) -> list[int]:
         return [self.info.expression_names.index(name) for name in self.info.mouth_opening_codes]
+
+    def on(self, device: torch.device | str) -> "HeadModel":
+        """This head on a device: itself when it is there, else a copy (``to`` would move it under its other users)."""
+        return self if self.template.device == torch.device(device) else copy.deepcopy(self).to(device)
 
     def neutral(self, batch: int = 1) -> HeadParams:
         return HeadParams.neutral(

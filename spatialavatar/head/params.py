@@ -54,7 +54,7 @@ class HeadParams:
     def __getitem__(self, index: Any) -> "HeadParams":
         """Instants by slice, list or index tensor; an int keeps the batch axis."""
         if isinstance(index, int):
-            index = [index]
+            index = slice(index, index + 1 or None)  # a list would copy to the device and wait for it
         return self.map(lambda t: t[index])
 
     def with_identity(self, shape: Float[Tensor, "1 S"], static_offset: Float[Tensor, "1 V 3"] | None) -> "HeadParams":

@@ -3,10 +3,19 @@
 from spatialavatar.refine.config import AntiSpike, LearningRates, RefineConfig
 from spatialavatar.refine.loop import Refinement, StepTerms
 from spatialavatar.refine.reference_frame import mouth_openness, reference_frame
-from spatialavatar.refine.run import Progress, Start, StopRefinement, avatar_start, refine_clip, template_start
+from spatialavatar.refine.run import (
+    METRICS,
+    Progress,
+    Start,
+    StopRefinement,
+    avatar_start,
+    refine_clip,
+    template_start,
+)
 from spatialavatar.refine.subject import Subject
 
 __all__ = [
+    "METRICS",
     "AntiSpike",
     "LearningRates",
     "Progress",

@@ -7,6 +7,8 @@ from pydantic import Field
 
 from spatialavatar.config import Config
 
+Background = Literal["random", "white", "black"]
+
 
 class LearningRates(Config):
     """Adam's start values; one cosine decays them all to zero over the run."""
@@ -35,12 +37,12 @@ class RefineConfig(Config):
     iterations: int = Field(10_000, ge=0)
     resolution: int = Field(512, ge=16)  # pixels of the image's longer side
     uv_resolution: int = Field(256, ge=8)  # texels along the UV square; --init brings its own
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     l1_weight: float = Field(0.8, ge=0)
     ssim_weight: float = Field(0.2, ge=0)
     learning_rates: LearningRates = LearningRates()
     anti_spike: AntiSpike = AntiSpike()
-    background: Literal["random", "white", "black"] = "random"  # behind both images; random: anew each iteration
+    background: Background = "random"  # behind both images; random: anew each iteration
     checkpoint_every: int = Field(500, ge=1)  # iterations
     log_every: int = Field(50, ge=1)  # iterations between lines of refine.jsonl
     frame_memory_gb: float = Field(4.0, gt=0)  # decoded frames and posed meshes kept in memory; beyond, made anew

@@ -144,7 +144,7 @@ class Refinement:
         return bind(local, torch.cat([v.vertices for v in views]), self._faces, self._face_index)
 
     def _background(self, subject: Subject, iteration: int) -> Tensor:
-        kind = self.config.background if subject.supervises_alpha else "black"
+        kind = subject.background_kind(self.config.background)
         if kind == "random":
             return subject.background_at(self.config.seed, iteration)
         return torch.full((1, 3), 1.0 if kind == "white" else 0.0, device=subject.device)

@@ -1,16 +1,18 @@
 """Refining one clip into an avatar folder: start, log, checkpoints, resume, the finished avatar."""
 
 import json
+import math
+import resource
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
 
 from spatialavatar import files
 from spatialavatar.avatar import Avatar, licence_note, read_avatar, write_avatar
-from spatialavatar.avatar.avatar import MANIFEST
+from spatialavatar.avatar.avatar import MANIFEST, TENSORS
 from spatialavatar.clip import TrackedClip
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head import HeadModel, HeadReference, UVLayout, build_layout, texel_spacing
@@ -24,6 +26,8 @@ from spatialavatar.splat.gaussians import LocalGaussians
 from spatialavatar.splat.template_skin import template_skin
 
 LOG = "refine.jsonl"
+METRICS = "metrics.json"  # written after the run by whoever measures the avatar
+SECONDS_BETWEEN_LOGS = 1.0  # at least: a file on a store is written whole
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,11 @@ class Start:
     gaussians: LocalGaussians
     layout: UVLayout
     origin: str
+    licence_note: str = ""  # of the avatar that it was
 
 
 def template_start(head: HeadModel, uv_resolution: int, channels: int = 3) -> Start:
-    layout = build_layout(head, uv_resolution)
+    layout = build_layout(head, uv_resolution).to(head.template.device)
     skin = template_skin(
         head.template, head.faces, layout.face_index, layout.barycentric, texel_spacing(head, layout), channels
     )
@@ -46,7 +51,8 @@ def template_start(head: HeadModel, uv_resolution: int, channels: int = 3) -> St
 def avatar_start(folder: files.Location, head: HeadModel) -> Start:
     """Another avatar's Gaussians and layout. Raises SpatialAvatarError when it belongs to another head."""
     avatar = read_avatar(folder)
-    return Start(avatar.gaussians, avatar.layout(head, str(folder)), f"avatar {avatar.identity}")
+    layout = avatar.layout(head, str(folder))
+    return Start(avatar.gaussians, layout, f"avatar {avatar.identity}", avatar.licence_note)
 
 
 class StopRefinement(Exception):
@@ -88,31 +94,36 @@ def refine_clip(
     or a loss that is not finite (the last good checkpoint stays).
     """
     device = torch.device(device)
-    head = head.to(device)
+    head = head.on(device)
     clip.require_head(head)
     inputs = {
         "config": config.model_dump(mode="json"),
-        "clip": {"identity": clip.identity, "frames": clip.instants, "test_from": clip.test_from},
+        "clip": _clip_facts(clip),
         "head": HeadReference.of(head).hash,
         "layout": start.layout.fingerprint,
         "start": start.origin,
     }
-    _claim(out, resume, force)
+    _claim(out, resume, force)  # deletes nothing: what is replaced goes when all input has proved sound
     subject = Subject(clip, head, config.resolution, config.frame_memory_gb * 1e9, device)
     layout = start.layout.to(device)
     refinement = Refinement([subject], head, layout, start.gaussians.to(device), config)
     run = _Run(refinement, out, inputs, observe)
+    for name in files.list_folder(out):
+        if name.endswith(files.TEMPORARY):  # of a write that was killed
+            files.remove(files.join(out, name))
     if resume and files.exists(files.join(out, checkpoints.FILE)):
         run.resume()
-    elif files.is_local(out):
-        files.remove(files.join(out, LOG))
+    else:
+        for stale in (checkpoints.FILE, LOG, METRICS):
+            files.remove(files.join(out, stale))
     try:
         run.go()
     except StopRefinement:
         run.save()
         raise
 
-    reference = reference_frame(head, clip.params, config.seed)
+    seen = sorted({frame.instant for frame in subject.frames})
+    reference = seen[reference_frame(head, clip.params[seen].to(device), config.seed)]
     avatar = Avatar(
         kind="static",
         identity=clip.identity,
@@ -133,16 +144,17 @@ def refine_clip(
                 "training_frames": len(subject.frames),
                 "reference_frame": reference,
                 "fps": clip.fps,
-                "background": "random" if subject.supervises_alpha else "black",
+                "background": subject.background_kind(config.background),
             },
             "metrics": {
                 "iterations": refinement.iteration,
                 "seconds": round(run.seconds, 3),
                 "max_aspect_ratio": refinement.max_aspect_ratio(),
+                "peak_memory_gib": _peak_memory_gib(device),
                 **run.latest,
             },
         },
-        licence_note=licence_note(HeadReference.of(head), clip.source.licence),
+        licence_note=licence_note(HeadReference.of(head), clip.source.licence, start.licence_note),
     )
     write_avatar(out, avatar)
     files.remove(files.join(out, checkpoints.FILE))
@@ -158,8 +170,9 @@ class _Run:
         self.refinement, self.out, self.inputs, self.observe = refinement, out, inputs, observe
         self.seconds = 0.0
         self.latest: dict[str, float] = {}
-        self._window: list[torch.Tensor] = []
+        self._window: list[torch.Tensor] = []  # on the device: reading a number would wait for it
         self._log_lines: list[str] = []
+        self._log_written = -math.inf
 
     def resume(self) -> None:
         saved = checkpoints.load_checkpoint(self.out, self.inputs)
@@ -171,6 +184,9 @@ class _Run:
         # lines of iterations that the killed run did after its checkpoint are done again
         self._log_lines = [line for line in lines if json.loads(line)["iteration"] <= saved.iteration]
         self._write_log()
+        if self._log_lines:
+            last = json.loads(self._log_lines[-1])
+            self.latest = {name: last[name] for name in TERM_NAMES}
 
     def go(self) -> None:
         self._since = time.perf_counter()
@@ -183,14 +199,15 @@ class _Run:
         """Raises SpatialAvatarError instead of writing numbers that are not finite."""
         self._require_finite()
         self._tick()
-        window = [[float(x) for x in terms] for terms in self._window]
+        self._write_log()
+        window = [terms.tolist() for terms in self._window]
         state = self.refinement.state()
         checkpoint = Checkpoint(state, self.refinement.iteration, self.inputs, self.seconds, window)
         checkpoints.save_checkpoint(self.out, checkpoint)
 
     def _after_step(self, terms: StepTerms) -> None:
         config, t = self.refinement.config, self.refinement.iteration
-        self._window.append(terms.stacked().mean(-1).cpu())
+        self._window.append(terms.stacked().mean(-1))
         last = t == config.iterations
         if t % config.log_every == 0 or last:
             self._log()
@@ -201,7 +218,7 @@ class _Run:
 
     def _log(self) -> None:
         self._require_finite()
-        means = torch.stack(self._window).double().mean(0)
+        means = torch.stack(self._window).cpu().double().mean(0)
         self._window = []
         self._tick()
         self.latest = {name: float(value) for name, value in zip(TERM_NAMES, means)}
@@ -209,11 +226,15 @@ class _Run:
         line["max_aspect_ratio"] = self.refinement.max_aspect_ratio()
         line["seconds"] = round(self.seconds, 3)
         self._log_lines.append(json.dumps(line, allow_nan=False))
-        self._write_log()
+        if (
+            self._since - self._log_written > SECONDS_BETWEEN_LOGS
+            or self.refinement.iteration == self.refinement.config.iterations
+        ):
+            self._write_log()
 
     def _require_finite(self) -> None:
-        sound = self.refinement.is_finite() and all(bool(torch.isfinite(terms).all()) for terms in self._window)
-        if not sound:
+        terms = torch.stack(self._window) if self._window else torch.zeros(1)
+        if not (self.refinement.is_finite() and bool(torch.isfinite(terms).all())):
             kept = files.exists(files.join(self.out, checkpoints.FILE))
             raise SpatialAvatarError(
                 f"{self.out}: loss or Gaussians not finite by iteration {self.refinement.iteration}; "
@@ -223,6 +244,7 @@ class _Run:
 
     def _write_log(self) -> None:
         files.write_bytes(files.join(self.out, LOG), "".join(line + "\n" for line in self._log_lines).encode())
+        self._log_written = time.perf_counter()
 
     def _tick(self) -> None:
         now = time.perf_counter()
@@ -234,14 +256,35 @@ class _Run:
         return Progress(self.refinement.iteration, config.iterations, self.seconds, self.latest)
 
 
+def _clip_facts(clip: TrackedClip) -> dict[str, Any]:
+    """What names a clip's content without decoding its pictures."""
+    arrays = {f.name: getattr(clip.params, f.name) for f in fields(clip.params)}
+    arrays |= {"world_to_camera": clip.world_to_camera, "intrinsics": clip.intrinsics}
+    return {
+        "identity": clip.identity,
+        "tracking": files.content_hash({name: a.numpy() for name, a in arrays.items() if a is not None}),
+        "size": [clip.width, clip.height],
+        "test_from": clip.test_from,
+        "test_cameras": list(clip.test_cameras),
+    }
+
+
+def _peak_memory_gib(device: torch.device) -> float:
+    """Of the device, or of the process since its start."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+
+
 def _claim(out: files.Location, resume: bool, force: bool) -> None:
+    """Raises SpatialAvatarError when ``out`` holds what this run must not replace."""
     names = files.list_folder(out)
+    if MANIFEST in names and not force and not (resume and checkpoints.FILE in names):
+        raise SpatialAvatarError(f"{out}: holds a finished avatar; name another folder, or replace it with --force")
     if checkpoints.FILE in names and not (resume or force):
         raise SpatialAvatarError(
             f"{out}: holds an unfinished refinement; go on with --resume, or start over with --force"
         )
-    if MANIFEST in names and not force and not (resume and checkpoints.FILE in names):
-        raise SpatialAvatarError(f"{out}: holds a finished avatar; name another folder, or replace it with --force")
-    files.claim_output_folder(out, checkpoints.FILE if resume else MANIFEST, force)
-    if force and not resume:
-        files.remove(files.join(out, checkpoints.FILE))
+    ours = {MANIFEST, TENSORS, LOG, METRICS, checkpoints.FILE}
+    begun = all(name in ours or name.endswith(files.TEMPORARY) for name in names)  # nothing else: an early kill
+    files.claim_output_folder(out, MANIFEST, force or begun)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from spatialavatar.clip import FrameIndex, TrackedClip
 from spatialavatar.head import HeadModel
+from spatialavatar.losses.photometric import composite
+from spatialavatar.refine.config import Background
 from spatialavatar.splat.camera import Camera
 
 _BYTES_PER_PIXEL = 5  # image, coverage, region
@@ -27,7 +29,7 @@ class TrainingView:
 
     def target(self, background: Float[Tensor, "1 3"]) -> Float[Tensor, "1 H W 3"]:
         """The image over the background; outside the region of interest the background alone."""
-        return torch.lerp(background[:, None, None, :], self.image, self.coverage[..., None])
+        return composite(self.image, self.coverage, background)
 
 
 class Subject:
@@ -51,10 +53,9 @@ class Subject:
         self._pixels: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self._vertices: dict[int, Tensor] = {}
 
-    @property
-    def supervises_alpha(self) -> bool:
-        """Whether a free background says anything: only a clip with mattes tells person from background."""
-        return self.clip.matte_kind == "alpha"
+    def background_kind(self, wanted: Background) -> Background:
+        """Black where the pictures have no other: without mattes no colour tells person from background."""
+        return wanted if self.clip.matte_kind == "alpha" else "black"
 
     def preload(self) -> None:
         """Decode and pose as many frames as the budget admits, ahead of the first iteration."""

@@ -99,11 +99,13 @@ def bind_torch(
     local: LocalGaussians, vertices: Float[Tensor, "B V 3"], faces: Int[Tensor, "F 3"], face_index: Int[Tensor, " N"]
 ) -> WorldGaussians:
     """``bind`` in plain torch, for any device and precision; differentiable in the mesh, too."""
-    frames = triangle_frames(vertices, faces[face_index])
-    means = (frames.rotation @ local.position[..., None]).squeeze(-1) * frames.scale[..., None] + frames.centroid
+    of_faces = triangle_frames(vertices, faces)
+    rotation, scale = of_faces.rotation[:, face_index], of_faces.scale[:, face_index, None]
+    means = (rotation @ local.position[..., None]).squeeze(-1) * scale + of_faces.centroid[:, face_index]
+    face_quaternion = rotation_to_quaternion(of_faces.rotation)[:, face_index]
     local_rotation = torch.nn.functional.normalize(local.rotation, dim=-1)
-    quats = quaternion_multiply(rotation_to_quaternion(frames.rotation).expand_as(local_rotation), local_rotation)
-    scales = local.log_scale.exp() * frames.scale[..., None]
+    quats = quaternion_multiply(face_quaternion.expand_as(local_rotation), local_rotation)
+    scales = local.log_scale.exp() * scale
     return WorldGaussians(means, quats, scales, local.color, torch.sigmoid(local.opacity_logit))
 
 

@@ -37,7 +37,7 @@ class Camera:
     def __getitem__(self, index: Any) -> "Camera":
         """Cameras by slice, list or index tensor; an int keeps the batch axis."""
         if isinstance(index, int):
-            index = [index]
+            index = slice(index, index + 1 or None)  # a list would copy to the device and wait for it
         return Camera(self.world_to_camera[index], self.intrinsics[index], self.width, self.height)
 
     @staticmethod

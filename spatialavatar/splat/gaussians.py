@@ -42,7 +42,7 @@ class LocalGaussians:
     def __getitem__(self, index: Any) -> "LocalGaussians":
         """Subjects by slice, list or index tensor; an int keeps the batch axis."""
         if isinstance(index, int):
-            index = [index]
+            index = slice(index, index + 1 or None)  # a list would copy to the device and wait for it
         return LocalGaussians(**{name: t[index] for name, t in self.tensors().items()})
 
 
@@ -61,5 +61,5 @@ class WorldGaussians:
 
     def __getitem__(self, index: Any) -> "WorldGaussians":
         if isinstance(index, int):
-            index = [index]
+            index = slice(index, index + 1 or None)  # a list would copy to the device and wait for it
         return WorldGaussians(**{f.name: getattr(self, f.name)[index] for f in fields(self)})

@@ -37,7 +37,7 @@ def scene(shape: tuple[int, int, int, int], seed: int = 0) -> tuple[Rendering, T
     region = torch.rand(batch, height, width, generator=g).mul(2).clamp(max=1) * (alpha > 0.2)
     background = torch.rand(batch, 3, generator=g)
     matte = torch.rand(batch, height, width, generator=g)
-    target = composite(torch.rand(batch, height, width, 3, generator=g), matte, region, background)
+    target = composite(torch.rand(batch, height, width, 3, generator=g), matte * region, background)
     return Rendering(features, alpha), target, region, background
 
 
@@ -94,7 +94,7 @@ def test_composite_puts_the_background_where_matte_or_region_is_zero() -> None:
     image = torch.full((1, 1, 3, 3), 0.7)
     matte, region = torch.tensor([[[1.0, 0.0, 1.0]]]), torch.tensor([[[1.0, 1.0, 0.0]]])
     expected = torch.stack([image[0, 0, 0], background[0], background[0]])
-    torch.testing.assert_close(composite(image, matte, region, background)[0, 0], expected)
+    torch.testing.assert_close(composite(image, matte * region, background)[0, 0], expected)
     # a rendering with premultiplied features and the same alpha gives the same picture
     torch.testing.assert_close(composite_rendering(image * matte[..., None], matte, region, background)[0, 0], expected)
 
@@ -154,7 +154,7 @@ def test_a_perfect_rendering_has_no_loss_and_no_gradient() -> None:
 def test_outside_the_region_nothing_counts() -> None:
     rendering, target, region, background = scene((1, 24, 24, 3))
     region = torch.zeros_like(region)
-    target = composite(target, rendering.alpha, region, background)
+    target = composite(target, rendering.alpha * region, background)
     result = value_and_gradient(photometric_loss, (rendering, target, region, background), torch.float32)
     torch.testing.assert_close(result["total"], torch.zeros(1), atol=1e-5, rtol=0)
     assert (result["features"] == 0).all() and (result["alpha"] == 0).all()

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,15 +19,16 @@ from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.refine import (
     Progress,
     RefineConfig,
+    Refinement,
+    StepTerms,
     StopRefinement,
     avatar_start,
-    reference_frame,
     refine_clip,
     template_start,
 )
 from spatialavatar.refine.checkpoint import FILE
 from spatialavatar.refine.run import LOG
-from tests.builders.clips import tiny_clip, tiny_head
+from tests.builders.clips import tiny_clip, tiny_head, tiny_params
 from tests.refine.test_loop import FAST, UV, config
 
 SETTINGS = config("iterations=30", "checkpoint_every=10", "log_every=4", *FAST)
@@ -64,8 +66,6 @@ def test_finished_run_leaves_avatar_and_log_and_no_checkpoint(clip: TrackedClip,
     assert avatar.gaussians.count == start.gaussians.count
     assert avatar.provenance["metrics"]["iterations"] == 30
     assert avatar.provenance["clip"]["training_frames"] == 4
-    reference = reference_frame(tiny_head(), clip.params, 0)
-    torch.testing.assert_close(avatar.reference_params.expression, clip.params[reference].expression)
     assert "made for tests" in avatar.licence_note
 
 
@@ -94,9 +94,16 @@ def test_checkpoint_of_other_inputs_is_refused_and_kept(clip: TrackedClip, tmp_p
     before = (out / FILE).read_bytes()
     with pytest.raises(SpatialAvatarError, match="iterations: 30 then, 31 now"):
         refine(clip, out, config("iterations=31", "checkpoint_every=10", "log_every=4", *FAST), resume=True)
-    other = tiny_clip(tmp_path / "other", instants=5, test_from=4, identity="somebody-else")
-    with pytest.raises(SpatialAvatarError, match=r"another clip.*somebody-else"):
-        refine(other, out, resume=True)
+    same = {"instants": 5, "width": 32, "height": 32, "test_from": 4, "seed": 3}
+    others = {
+        "identity: tiny3 then, somebody-else now": {**same, "identity": "somebody-else"},
+        "tracking": {**same, "params": tiny_params(5, seed=99), "identity": clip.identity},
+        "test_from: 4 then, 3 now": {**same, "test_from": 3},
+    }
+    for expected, changes in others.items():
+        other = tiny_clip(tmp_path / f"other-{len(expected)}", **changes)
+        with pytest.raises(SpatialAvatarError, match=f"another clip.*{expected}"):
+            refine(other, out, resume=True)
     with pytest.raises(SpatialAvatarError, match=r"--resume.*--force"):
         refine(clip, out)
     assert (out / FILE).read_bytes() == before
@@ -155,13 +162,57 @@ def test_disk_full_during_a_checkpoint_keeps_the_one_before(
     assert (out / TENSORS).read_bytes() == (whole / TENSORS).read_bytes()
 
 
-def test_numbers_that_explode_stop_the_run_and_keep_the_last_checkpoint(clip: TrackedClip, tmp_path: Path) -> None:
+def test_numbers_that_explode_stop_the_run_and_keep_the_last_checkpoint(
+    clip: TrackedClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "avatar"
-    wild = config("iterations=30", "checkpoint_every=10", "log_every=4", "learning_rates.opacity=1e39")
+    with pytest.raises(StopRefinement):
+        refine(clip, out, observe=stop_at(10))
+    good = (out / FILE).read_bytes()
+    step = Refinement.step
 
-    with pytest.raises(SpatialAvatarError, match="not finite by iteration"):
-        refine(clip, out, wild)
+    def explode(self: Refinement) -> StepTerms:
+        if self.iteration == 13:
+            with torch.no_grad():
+                self.parameters[0]["opacity"][:5] = torch.nan
+        return step(self)
+
+    monkeypatch.setattr(Refinement, "step", explode)
+    with pytest.raises(SpatialAvatarError, match=r"not finite by iteration 16; the last good checkpoint is kept"):
+        refine(clip, out, resume=True)
+    assert (out / FILE).read_bytes() == good
     assert "avatar.json" not in files.list_folder(out)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("died_at", [0, 5])
+def test_run_that_died_before_its_first_checkpoint_starts_again(
+    clip: TrackedClip, tmp_path: Path, died_at: int, resume: bool
+) -> None:
+    out, whole = tmp_path / "avatar", tmp_path / "whole"
+
+    def die(progress: Progress) -> None:
+        if progress.iteration == died_at:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        refine(clip, out, observe=die)
+    (out / f".{FILE}.abc{files.TEMPORARY}").write_bytes(b"half a checkp")
+    refine(clip, out, resume=resume)
+    refine(clip, whole)
+    assert (out / TENSORS).read_bytes() == (whole / TENSORS).read_bytes()
+    assert files.list_folder(out) == files.list_folder(whole)
+
+
+def test_reference_frame_is_a_training_frame(tmp_path: Path) -> None:
+    params = tiny_params(6, seed=5)
+    jaw = torch.full((6, 3), 0.1)
+    jaw[2], jaw[5] = 0.05, 0.01  # the most closed of all is held out
+    params = replace(params, jaw=jaw, expression=torch.zeros_like(params.expression))
+    clip = tiny_clip(tmp_path / "clip", instants=6, test_from=4, params=params)
+    avatar = refine(clip, tmp_path / "avatar", config("iterations=1"))
+    assert avatar.provenance["clip"]["reference_frame"] == 2
+    torch.testing.assert_close(avatar.reference_params.jaw, jaw[2:3])
 
 
 def test_start_from_another_avatar(clip: TrackedClip, tmp_path: Path) -> None:
@@ -174,6 +225,7 @@ def test_start_from_another_avatar(clip: TrackedClip, tmp_path: Path) -> None:
     torch.testing.assert_close(again.gaussians.log_scale, first.log_scale, rtol=0, atol=5e-3)
     torch.testing.assert_close(again.gaussians.color, first.color.clamp(0.01, 0.99), rtol=0, atol=1e-6)
     assert again.provenance["start"].startswith("avatar")
+    assert read_avatar(tmp_path / "first").licence_note in again.licence_note
 
 
 _KILLED = """
