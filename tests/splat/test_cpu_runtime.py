@@ -5,11 +5,13 @@ import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from spatialavatar.splat.cpu import runtime
 from spatialavatar.splat.cpu.runtime import aligned_empty, kernel, kernel_guard, scratch
 from spatialavatar.splat.rasterize import rasterize
 
@@ -140,13 +142,31 @@ def test_buffers_are_aligned():
         assert scratch("test", (4, 4)).ctypes.data == scratch("test", (4, 4)).ctypes.data
 
 
-def test_cache_notices_other_files():
+def test_cache_notices_other_files(tmp_path, monkeypatch):
     """Kernels are stamped with the contents of all sources, where numba looks at the time of one file."""
+    package = tmp_path / "splat" / "cpu"
+    package.mkdir(parents=True)
+    for file in (package / "runtime.py", package / "simd.py", tmp_path / "splat" / "camera.py", tmp_path / "own.py"):
+        file.write_text("a = 1")
+    monkeypatch.setattr(runtime, "__file__", str(package / "runtime.py"))
+    digest = runtime._source_digest.__wrapped__
+
+    def stamps():
+        return digest(tmp_path / "own.py")
+
+    before = stamps()
+    assert stamps() == before
+    seen = {before}
+    for file in (package / "simd.py", tmp_path / "splat" / "camera.py", tmp_path / "own.py"):
+        file.write_text("a = 2")
+        seen.add(stamps())
+    assert len(seen) == 4
+    monkeypatch.undo()
 
     @kernel()
     def double(x):
         return 2 * x
 
     assert double(4) == 8
-    stamp = double._cache._cache_file._source_stamp
-    assert isinstance(stamp, str) and len(stamp) == 64
+    assert double._cache._cache_file._source_stamp == runtime._source_digest(Path(__file__))
+
