@@ -22,6 +22,7 @@ FORMAT = "spatialavatar-avatar"
 VERSION = 1
 MANIFEST = "avatar.json"
 TENSORS = "gaussians.safetensors"
+PLY, GAUSSIAN_AVATARS = "point_cloud.ply", "gaussian-avatars"  # where exports lie unless told otherwise
 Kind = Literal["static"]
 
 

@@ -25,11 +25,11 @@ def animate(
     camera: Annotated[
         str, typer.Option(help="driver (as the clip was seen) or orbit (swing round the head).")
     ] = "driver",
-    frames: Annotated[int | None, typer.Option(help="At most this many frames.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="At most this many frames.")] = None,
     resolution: Annotated[
-        int | None, typer.Option(help="Pixels of the longer side; what it was refined at unless given.")
+        int | None, typer.Option(min=16, help="Pixels of the longer side; what it was refined at unless given.")
     ] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames per second; the driver's unless given.")] = None,
+    fps: Annotated[float | None, typer.Option(min=0.1, help="Frames per second; the driver's unless given.")] = None,
     background: BackgroundOption = "white",
     head: HeadOption = None,
     device: DeviceOption = "auto",

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from spatialavatar.cli.console import (
-    BackgroundOption,
     DeviceOption,
     HeadOption,
     choose_device,
@@ -32,9 +31,12 @@ def evaluate(
     out: Annotated[str | None, typer.Option("--out", "-o", metavar="FILE", help="Write the report as JSON.")] = None,
     sheet: Annotated[str | None, typer.Option(metavar="PNG", help="Write a picture: target | avatar | error.")] = None,
     resolution: Annotated[
-        int | None, typer.Option(help="Pixels of the longer side; what it was refined at unless given.")
+        int | None, typer.Option(min=16, help="Pixels of the longer side; what it was refined at unless given.")
     ] = None,
-    background: BackgroundOption = "white",
+    background: Annotated[
+        str | None,
+        typer.Option(help="Behind both pictures: white (black for clips without alpha), black, or r,g,b."),
+    ] = None,
     lpips_weights: Annotated[
         str | None, typer.Option(metavar="FILE", help="AlexNet features for LPIPS (see 'spatialavatar doctor').")
     ] = None,
@@ -69,7 +71,7 @@ def evaluate(
             out=out,
             sheet=sheet,
             resolution=resolution,
-            background=parse_background(background),
+            background=None if background is None else parse_background(background),
             lpips_weights=lpips_weights,
             device=choose_device(device),
         )
@@ -95,14 +97,17 @@ def report(
 
     from spatialavatar import files
     from spatialavatar.avatar import AvatarRenderer
+    from spatialavatar.errors import SpatialAvatarError
     from spatialavatar.evaluation.metrics import Lpips
     from spatialavatar.evaluation.self_reenactment import compare, spread
     from spatialavatar.evaluation.self_reenactment import evaluate as measure
 
     renderer = AvatarRenderer(avatar, head, device)
-    behind = torch.ones(3) if background is None else background
-    if clip.matte_kind == "burnt_black":
-        behind = torch.zeros(3)  # the target has no other
+    behind = background
+    if behind is None:
+        behind = torch.ones(3) if clip.matte_kind == "alpha" else torch.zeros(3)
+    elif clip.matte_kind != "alpha" and behind.any():
+        raise SpatialAvatarError(f"{clip.folder}: has no alpha (matte: {clip.matte_kind}); measure it on black")
     size = resolution or avatar.provenance["config"]["resolution"]
     lpips = Lpips.find(lpips_weights, device)
     with progress("evaluating", min(len(clip.split(split)), limit or 10**9)) as update:

@@ -19,7 +19,9 @@ def export(
         str | None,
         typer.Option(metavar="CLIP", help="Take the expression from this clip, not the reference frame."),
     ] = None,
-    frame: Annotated[int, typer.Option(help="With --driver and ply: which instant.")] = 0,
+    frame: Annotated[
+        int | None, typer.Option(min=0, help="With --driver, for ply: which instant; 0 if absent.")
+    ] = None,
     head: HeadOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
@@ -32,12 +34,16 @@ def export(
     from spatialavatar import files
     from spatialavatar.avatar import AvatarRenderer, read_avatar
     from spatialavatar.avatar.animate import orbit_camera, still
+    from spatialavatar.avatar.avatar import GAUSSIAN_AVATARS, PLY
     from spatialavatar.avatar.export import write_gaussian_avatars, write_ply
+    from spatialavatar.avatar.export.gaussian_avatars import require_flame
     from spatialavatar.clip import open_clip
     from spatialavatar.errors import SpatialAvatarError
 
     if format not in FORMATS:
         raise SpatialAvatarError(f"--format {format}: expected one of {', '.join(FORMATS)}")
+    if frame is not None and (driver is None or format != "ply"):
+        raise SpatialAvatarError(f"--frame {frame}: names an instant of --driver, for --format ply")
     subject = read_avatar(avatar)
     model = resolve_head(subject.head, head, avatar, subject.head_hints(avatar))
     renderer = AvatarRenderer(subject, model, "cpu", avatar)
@@ -45,18 +51,23 @@ def export(
     if driver is not None:
         clip = open_clip(driver)
         clip.require_head(model)
-        if not 0 <= frame < clip.instants:
-            raise SpatialAvatarError(f"--frame {frame}: {driver} has frames 0..{clip.instants - 1}")
-        params = clip.params if format == "gaussian-avatars" else clip.params[frame]
+        if format == "ply":
+            instant = frame or 0
+            if instant >= clip.instants:
+                raise SpatialAvatarError(f"--frame {frame}: {driver} has frames 0..{clip.instants - 1}")
+            params = clip.params[instant]
+        else:
+            params = clip.params
     comments = [f"SpatialAvatar {subject.identity}", subject.licence_note]
     if format == "ply":
-        target = out or files.join(avatar, "point_cloud.ply")
+        target = out or files.join(avatar, PLY)
         files.refuse_existing(target, force)
         rest = still(params)
         world = renderer.world(rest, orbit_camera(model(rest)[0], 1, 512))
         write_ply(target, world, comments)
     else:
-        target = out or files.join(avatar, "gaussian-avatars")
+        require_flame(model)
+        target = out or files.join(avatar, GAUSSIAN_AVATARS)
         files.claim_output_folder(target, force=force)
         own = params.with_identity(subject.shape, subject.static_offset)
         write_gaussian_avatars(target, model, renderer.layout, subject.gaussians, own, comments)

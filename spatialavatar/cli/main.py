@@ -64,12 +64,19 @@ def run() -> None:
         _fail(str(e), 2)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
-    except OSError as e:
-        if e.errno not in _SURROUNDINGS:
-            _fail(f"internal error: {type(e).__name__}: {e}; run again with 'spatialavatar --debug ...'", 1)
-        _fail(f"{e.filename or 'output'}: {(e.strerror or str(e)).lower()}; what was written before is kept", 2)
     except Exception as e:
+        if _was_interrupted(e):
+            _fail("interrupted", 130)
+        if isinstance(e, OSError) and e.errno in _SURROUNDINGS:
+            where = e.filename2 or e.filename or "output"
+            _fail(f"{where}: {(e.strerror or str(e)).lower()}; finished files are as they were", 2)
         _fail(f"internal error: {type(e).__name__}: {e}; run again with 'spatialavatar --debug ...' and report it", 1)
+
+
+def _was_interrupted(error: BaseException) -> bool:
+    """Whether Ctrl-C is behind an error: compiled code turns it into errors of its own."""
+    behind = error.__cause__ or error.__context__
+    return behind is not None and (isinstance(behind, KeyboardInterrupt) or _was_interrupted(behind))
 
 
 def _fail(message: str, code: int) -> None:

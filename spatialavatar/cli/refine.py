@@ -5,15 +5,20 @@ from typing import Annotated
 
 import typer
 
-from spatialavatar.cli.console import DeviceOption, choose_device, progress, say
+from spatialavatar.cli.console import DeviceOption, choose_device, progress, resolve_head, say
 
 EVALUATED_TRAINING_FRAMES = 20  # of a clip without held-out frames
 
 
 def refine(
     clip: Annotated[str, typer.Argument(metavar="CLIP", help="A tracked clip: its folder or clip.json.")],
-    head: Annotated[str, typer.Option("--head", metavar="FILE", help="The head that the clip was tracked with.")],
     out: Annotated[str, typer.Option("--out", "-o", metavar="AVATAR", help="Folder for the avatar.")],
+    head: Annotated[
+        str | None,
+        typer.Option(
+            "--head", metavar="FILE", help="The head that the clip was tracked with; the built-in one is found."
+        ),
+    ] = None,
     init: Annotated[str, typer.Option(metavar="AVATAR|template", help="What to start from.")] = "template",
     config: Annotated[
         str | None, typer.Option(metavar="FILE", help="YAML with any of the values of configs/refine.yaml.")
@@ -43,13 +48,14 @@ def refine(
     from spatialavatar.clip import open_clip
     from spatialavatar.config import load_config
     from spatialavatar.errors import SpatialAvatarError
-    from spatialavatar.head import read_head
     from spatialavatar.refine import (
         METRICS,
         Progress,
         RefineConfig,
         StopRefinement,
         avatar_start,
+        claim_folder,
+        is_finished,
         refine_clip,
         template_start,
     )
@@ -58,9 +64,13 @@ def refine(
     overrides = [f"{key}={value}" for key, value in shortcuts.items() if value is not None]
     settings = load_config(RefineConfig, config, [*(set_ or []), *overrides])
     where = choose_device(device)
-    model = read_head(head)
     footage = open_clip(clip)
+    model = resolve_head(footage.head, head, clip, [footage.folder])
     footage.require_head(model)
+    if resume and not force and is_finished(out):
+        say(f"{out}: already finished; replace it with --force")
+        return
+    claim_folder(out, resume, force)
     start = template_start(model, settings.uv_resolution) if init == "template" else avatar_start(init, model)
     if uv_resolution not in (None, start.layout.resolution):
         raise SpatialAvatarError(

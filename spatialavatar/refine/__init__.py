@@ -9,6 +9,8 @@ from spatialavatar.refine.run import (
     Start,
     StopRefinement,
     avatar_start,
+    claim_folder,
+    is_finished,
     refine_clip,
     template_start,
 )
@@ -26,6 +28,8 @@ __all__ = [
     "StopRefinement",
     "Subject",
     "avatar_start",
+    "claim_folder",
+    "is_finished",
     "mouth_openness",
     "reference_frame",
     "refine_clip",

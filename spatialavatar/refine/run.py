@@ -12,7 +12,7 @@ import torch
 
 from spatialavatar import files
 from spatialavatar.avatar import Avatar, licence_note, read_avatar, write_avatar
-from spatialavatar.avatar.avatar import MANIFEST, TENSORS
+from spatialavatar.avatar.avatar import GAUSSIAN_AVATARS, MANIFEST, PLY, TENSORS
 from spatialavatar.clip import TrackedClip
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head import HeadModel, HeadReference, UVLayout, build_layout, texel_spacing
@@ -103,18 +103,18 @@ def refine_clip(
         "layout": start.layout.fingerprint,
         "start": start.origin,
     }
-    _claim(out, resume, force)  # deletes nothing: what is replaced goes when all input has proved sound
+    claim_folder(out, resume, force)  # deletes nothing: what is replaced goes when all input has proved sound
     subject = Subject(clip, head, config.resolution, config.frame_memory_gb * 1e9, device)
     layout = start.layout.to(device)
     refinement = Refinement([subject], head, layout, start.gaussians.to(device), config)
     run = _Run(refinement, out, inputs, observe)
     for name in files.list_folder(out):
-        if name.endswith(files.TEMPORARY):  # of a write that was killed
+        if _is_partial(name):
             files.remove(files.join(out, name))
     if resume and files.exists(files.join(out, checkpoints.FILE)):
         run.resume()
     else:
-        for stale in (checkpoints.FILE, LOG, METRICS):
+        for stale in (checkpoints.FILE, LOG, METRICS, PLY, GAUSSIAN_AVATARS):
             files.remove(files.join(out, stale))
     try:
         run.go()
@@ -276,7 +276,7 @@ def _peak_memory_gib(device: torch.device) -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
 
 
-def _claim(out: files.Location, resume: bool, force: bool) -> None:
+def claim_folder(out: files.Location, resume: bool = False, force: bool = False) -> None:
     """Raises SpatialAvatarError when ``out`` holds what this run must not replace."""
     names = files.list_folder(out)
     if MANIFEST in names and not force and not (resume and checkpoints.FILE in names):
@@ -285,6 +285,17 @@ def _claim(out: files.Location, resume: bool, force: bool) -> None:
         raise SpatialAvatarError(
             f"{out}: holds an unfinished refinement; go on with --resume, or start over with --force"
         )
-    ours = {MANIFEST, TENSORS, LOG, METRICS, checkpoints.FILE}
-    begun = all(name in ours or name.endswith(files.TEMPORARY) for name in names)  # nothing else: an early kill
+    # nothing but what a run leaves that was killed before it could finish
+    begun = all(name in (LOG, TENSORS, checkpoints.FILE) or _is_partial(name) for name in names)
     files.claim_output_folder(out, MANIFEST, force or begun)
+
+
+def is_finished(out: files.Location) -> bool:
+    names = files.list_folder(out)
+    return MANIFEST in names and checkpoints.FILE not in names
+
+
+def _is_partial(name: str) -> bool:
+    """Whether a write of ours was killed and left this."""
+    own = (LOG, TENSORS, MANIFEST, checkpoints.FILE)
+    return name.endswith(files.TEMPORARY) and any(name.startswith(f".{file}.") for file in own)
