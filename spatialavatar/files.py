@@ -6,9 +6,13 @@ stores a put is atomic by itself. A reader therefore sees the old file or the ne
 
 import contextlib
 import hashlib
+import io
 import json
+import math
 import os
 import tempfile
+import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ Location = str | os.PathLike[str]
 TEMPORARY = ".tmp"  # ending of a file that is being written
 _METADATA_KEY = "spatialavatar"
 _LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
+_LARGEST_NPZ = 2 << 30  # bytes of the file, and of the arrays in it; the largest known (an ICT head) is under 0.1e9
 
 
 def is_local(location: Location) -> bool:
@@ -71,12 +76,28 @@ def list_folder(location: Location) -> list[str]:
     return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in fs.ls(path, detail=False))
 
 
-def read_bytes(location: Location) -> bytes:
-    """Raises SpatialAvatarError when there is no such file."""
+def read_bytes(location: Location, max_bytes: int | None = None) -> bytes:
+    """Raises SpatialAvatarError: no such file, or one larger than ``max_bytes``, of which nothing is read then."""
     fs, path = _filesystem(location)
     try:
         with fs.open(path, "rb") as f:
+            if max_bytes is not None and (size := fs.size(path)) is not None and size > max_bytes:
+                raise SpatialAvatarError(
+                    f"{location}: {size} bytes, such files are read up to {max_bytes}; is this the right file?"
+                )
             return bytes(f.read())
+    except FileNotFoundError:
+        raise SpatialAvatarError(f"{location}: no such file") from None
+    except IsADirectoryError:
+        raise SpatialAvatarError(f"{location}: is a folder, a file was expected") from None
+
+
+def read_start(location: Location, count: int) -> bytes:
+    """The first ``count`` bytes, or all when there are fewer. Raises SpatialAvatarError when there is no such file."""
+    fs, path = _filesystem(location)
+    try:
+        with fs.open(path, "rb") as f:
+            return bytes(f.read(count))
     except FileNotFoundError:
         raise SpatialAvatarError(f"{location}: no such file") from None
     except IsADirectoryError:
@@ -125,6 +146,45 @@ def write_json(location: Location, value: Any) -> None:
     write_bytes(location, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
+def read_npz(
+    location: Location, names: Collection[str] | None = None, max_bytes: int = _LARGEST_NPZ
+) -> dict[str, np.ndarray]:
+    """Arrays of an npz, all or those of ``names`` that are there; pickled objects are never loaded.
+
+    Raises SpatialAvatarError: no such file, no npz, damaged, an array of objects, more than ``max_bytes``.
+    """
+    data = read_bytes(location, max_bytes)
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = {m.filename.removesuffix(".npy"): m for m in archive.infolist() if m.filename.endswith(".npy")}
+            wanted = {name: m for name, m in members.items() if names is None or name in names}
+            if sum(m.file_size for m in wanted.values()) > max_bytes:
+                raise ValueError(f"its arrays take more than {max_bytes} bytes")
+            return {name: _npz_array(archive, member) for name, member in wanted.items()}
+    except Exception as e:  # damaged bytes can fail in any way, down to the tokenizer of numpy's header
+        reason = ascii(str(e))[1:-1][:120]
+        raise SpatialAvatarError(
+            f"{location}: not a readable npz archive of plain arrays ({reason}); it may be truncated, get it again"
+        ) from None
+
+
+def _npz_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # zipfile bounds only what these unpack
+        raise ValueError(f"{member.filename} is compressed in a way that numpy does not write")
+    with archive.open(member) as f:
+        version = np.lib.format.read_magic(f)
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in read_header:
+            raise ValueError(f"{member.filename} is of version {version}")
+        shape, fortran, dtype = read_header[version](f)
+        if dtype.hasobject:
+            raise ValueError(f"{member.filename} holds Python objects")
+        content = bytearray(f.read())  # to the end, where zipfile checks its sum
+    if len(content) != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{member.filename} has not the bytes of its shape {shape}")
+    return np.ndarray(shape, dtype, content, order="F" if fortran else "C")
+
+
 def read_tensors(location: Location) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Arrays and metadata of a safetensors file."""
     metadata = read_tensor_metadata(location)
@@ -143,13 +203,15 @@ def read_tensor_metadata(location: Location) -> dict[str, str]:
             if size > _LARGEST_HEADER:
                 raise ValueError("header too large")
             metadata = json.loads(json.loads(f.read(size)).get("__metadata__", {}).get(_METADATA_KEY, "{}"))
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("its metadata are no texts by name")
     except FileNotFoundError:
         raise SpatialAvatarError(f"{location}: no such file") from None
     except IsADirectoryError:
         raise SpatialAvatarError(f"{location}: is a folder, a file was expected") from None
-    except (ValueError, AttributeError) as e:
+    except (ValueError, AttributeError, TypeError, RecursionError) as e:
         raise _unreadable(location, e) from None
-    return dict(metadata)
+    return metadata
 
 
 def _unreadable(location: Location, reason: Exception) -> SpatialAvatarError:

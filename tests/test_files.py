@@ -1,10 +1,13 @@
 """Files: URLs, all-or-nothing writes, damaged content."""
 
 import os
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError
@@ -92,3 +95,103 @@ def test_content_hash_sees_names_types_shapes_and_values() -> None:
     hashes = {files.content_hash(x) for x in [base, *others]} | {files.content_hash(base, "text")}
     assert len(hashes) == 6
     assert files.content_hash(base) == files.content_hash({"a": base["a"].copy()})
+
+
+@pytest.mark.parametrize("metadata", ["5", "[]", "null", '{"a": 1}', '{"a": {}}', "{", "[" * 100_000])
+def test_metadata_that_are_no_texts_by_name(tmp_path: Path, metadata: str) -> None:
+    where = tmp_path / "a.safetensors"
+    where.write_bytes(safetensors.numpy.save({"x": np.ones(3, np.float32)}, metadata={"spatialavatar": metadata}))
+    for read in (files.read_tensor_metadata, files.read_tensors):
+        with pytest.raises(SpatialAvatarError, match=r"a\.safetensors: not a readable safetensors file"):
+            read(where)
+
+
+def test_metadata_in_a_header_of_another_form(tmp_path: Path) -> None:
+    where = tmp_path / "a.safetensors"
+    for header in (b'{"__metadata__":{"spatialavatar":5}}', b'{"__metadata__":null}', b"[]", b"7"):
+        where.write_bytes(len(header).to_bytes(8, "little") + header)
+        with pytest.raises(SpatialAvatarError, match=r"a\.safetensors: not a readable safetensors file"):
+            files.read_tensor_metadata(where)
+
+
+def test_limits_are_looked_at_before_the_content(tmp_path: Path) -> None:
+    where = tmp_path / "large"
+    where.write_bytes(b"PK\x03\x04")
+    os.truncate(where, 1 << 40)  # sparse: takes no room, and could not be read into memory
+    assert files.read_start(where, 4) == b"PK\x03\x04"
+    assert files.read_start(tmp_path / "large", 0) == b""
+    with pytest.raises(SpatialAvatarError, match=f"{1 << 40} bytes, such files are read up to 1000"):
+        files.read_bytes(where, 1000)
+    with pytest.raises(SpatialAvatarError, match=f"read up to {2 << 30}"):
+        files.read_npz(where)
+
+
+NPZ = {
+    "vertices": np.arange(24.0).reshape(8, 3),
+    "fortran": np.asfortranarray(np.arange(6, dtype=np.int32).reshape(2, 3)),
+    "half": np.float16([[1.5]]),
+    "names": np.array(["jaw", "neck"]),
+    "empty": np.zeros((0, 3), np.float32),
+    "number": np.float64(25),
+}
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz_round_trip(tmp_path: Path, save: Callable[..., None]) -> None:
+    where = tmp_path / "a.npz"
+    save(where, **NPZ)
+    back = files.read_npz(where)
+    assert list(back) == list(NPZ)
+    for name, array in NPZ.items():
+        np.testing.assert_array_equal(back[name], array)
+        assert back[name].dtype == array.dtype and back[name].flags.writeable
+    assert list(files.read_npz(where, ("number", "half", "absent"))) == ["half", "number"]
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_damaged_npz_is_one_clear_error_or_as_written(tmp_path: Path, save: Callable[..., None]) -> None:
+    where = tmp_path / "a.npz"
+    save(where, **NPZ)
+    good = where.read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for flip in range(400):
+        damaged = bytearray(good)
+        damaged[rng.integers(len(good))] ^= 1 << rng.integers(8)
+        where.write_bytes(damaged if flip % 8 else damaged[: rng.integers(len(good))])
+        try:
+            back = files.read_npz(where)
+        except SpatialAvatarError as e:
+            refused += 1
+            message = str(e)
+            assert message.startswith(f"{where}: not a readable npz archive") and "\n" not in message, message
+            assert "pickle" not in message
+        else:  # a byte that says nothing of the arrays, such as a date, or a name
+            for name in set(back) & set(NPZ):
+                np.testing.assert_array_equal(back[name], NPZ[name])
+    assert refused > 200
+
+
+def test_npz_of_what_is_not_loaded(tmp_path: Path) -> None:
+    where = tmp_path / "a.npz"
+    np.savez(where, x=np.array([{"a": 1}]), y=np.ones(2))
+    with pytest.raises(SpatialAvatarError, match=r"a\.npz: not a readable npz .*x\.npy holds Python objects") as error:
+        files.read_npz(where)
+    assert "allow_pickle" not in str(error.value)
+    assert list(files.read_npz(where, ["y"])) == ["y"]
+    np.savez_compressed(where, x=np.zeros(1 << 20))  # 8 kB that unpack to 8 MB
+    with pytest.raises(SpatialAvatarError, match="take more than 1000000 bytes"):
+        files.read_npz(where, max_bytes=1_000_000)
+    with zipfile.ZipFile(where, "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("x.npy", b"\x93NUMPY")
+    with pytest.raises(SpatialAvatarError, match="in a way that numpy does not write"):
+        files.read_npz(where)
+    header = str({"descr": "<f8", "fortran_order": False, "shape": (1 << 50,)}).encode()
+    with zipfile.ZipFile(where, "w") as archive:
+        archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(SpatialAvatarError, match="has not the bytes of its shape"):
+        files.read_npz(where)
+    for content in (b"", b"hello", b"PK\x03\x04", b"\x93NUMPY", b"\x80\x04N."):
+        where.write_bytes(content)
+        with pytest.raises(SpatialAvatarError, match="not a readable npz archive"):
+            files.read_npz(where)

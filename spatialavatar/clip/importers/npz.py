@@ -6,9 +6,7 @@ jaw, eye_left, eye_right, translation [T,3] (zero when absent), bbox [T,4], land
 by frame id: ``images/000000.jpg`` (or .png), ``masks/000000.png``, ``roi/000000.png``; their bytes are kept.
 """
 
-import io
 import os
-import zipfile
 from typing import Any
 
 import numpy as np
@@ -115,18 +113,11 @@ def import_npz(
 
 
 def _read(location: str) -> dict[str, np.ndarray]:
-    data = files.read_bytes(location)
-    arrays: dict[str, np.ndarray] = {}
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            for name in (*_REQUIRED, *_OPTIONAL):
-                if name in archive.files:
-                    array = archive[name]
-                    if array.dtype.kind not in "iuf":
-                        raise SpatialAvatarError(f"{location}: {name} is {array.dtype}, expected numbers")
-                    arrays[name] = array.astype(np.int64 if name in ("frame_ids", "image_size") else np.float32)
-    except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as e:
-        raise SpatialAvatarError(f"{location}: not a readable npz archive of plain arrays ({e})") from None
+    arrays = files.read_npz(location, (*_REQUIRED, *_OPTIONAL))
+    for name, array in arrays.items():
+        if array.dtype.kind not in "iuf":
+            raise SpatialAvatarError(f"{location}: {name} is {array.dtype}, expected numbers")
+        arrays[name] = array.astype(np.int64 if name in ("frame_ids", "image_size") else np.float32)
     missing = [name for name in _REQUIRED if name not in arrays]
     if missing:
         raise SpatialAvatarError(f"{location}: lacks {', '.join(missing)}; expected {', '.join(_REQUIRED)}")

@@ -7,7 +7,6 @@ import numpy as np
 
 from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError
-from spatialavatar.head.convert.ict_archive import read_npz
 from spatialavatar.head.convert.obj import read_obj
 from spatialavatar.head.unpickle import unpickle
 
@@ -88,7 +87,7 @@ def read_flame_landmarks(location: files.Location, faces: int) -> tuple[np.ndarr
 
 
 def _uv_of_npz(location: files.Location) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    content = read_npz(location)
+    content = files.read_npz(location)
     for uv_key, face_key in UV_KEYS:
         if uv_key in content and face_key in content:
             uv = content[uv_key].reshape(-1, content[uv_key].shape[-1])[:, :2].astype(np.float64)
@@ -105,7 +104,7 @@ def _uv_of_npz(location: files.Location) -> tuple[np.ndarray, np.ndarray, np.nda
 def _embedding(location: files.Location) -> dict[str, Any]:
     name = str(location)
     if name.endswith(".npz"):
-        return dict(read_npz(location))
+        return dict(files.read_npz(location))
     data = files.read_bytes(location)
     if name.endswith(".npy"):
         # an npy of a dictionary is a header and a pickle, which numpy itself would run

@@ -4,11 +4,6 @@ Keys read: v_template, faces, uv_atlas, uv_faces, shapedirs, exprdirs, expr_name
 part_names, landmarks68. ``ict_checkout.py`` makes the same head from a checkout of ICT-FaceKit itself.
 """
 
-import io
-import struct
-import zipfile
-import zlib
-
 import numpy as np
 
 from spatialavatar import files
@@ -21,10 +16,6 @@ LICENCE = "MIT"
 ATTRIBUTION = (
     "ICT-FaceKit (github.com/ICT-VGL/ICT-FaceKit), (c) 2020 USC Institute for Creative Technologies, MIT licence; "
     "joints, skinning weights and UV atlas are not ICT's"
-)
-_DAMAGED = (  # what numpy and zipfile raise on bytes that are no npz
-    *(ValueError, TypeError, KeyError, AttributeError, OSError, EOFError, RuntimeError, MemoryError, struct.error),
-    *(zipfile.BadZipFile, zlib.error),
 )
 KEYS = (
     "v_template",
@@ -58,7 +49,7 @@ def ict_info(id: str | None, part_names: list[str], expression_names: list[str])
 
 def convert_ict_archive(source: files.Location, id: str | None = None) -> tuple[HeadInfo, dict[str, np.ndarray]]:
     """Raises SpatialAvatarError: not an npz, damaged, or a key missing."""
-    archive = read_npz(source)
+    archive = files.read_npz(source)
     missing = [key for key in KEYS if key not in archive]
     if missing:
         raise SpatialAvatarError(
@@ -100,16 +91,3 @@ def landmarks_at_vertices(faces: np.ndarray, vertices: np.ndarray) -> tuple[np.n
         face_of.append(at[0, 0])
         corner_of.append(at[0, 1])
     return np.array(face_of, np.int64), np.eye(3)[np.array(corner_of, np.int64)]
-
-
-def read_npz(source: files.Location) -> dict[str, np.ndarray]:
-    """Arrays of an npz, without pickled objects. Raises SpatialAvatarError when it is none or damaged."""
-    try:
-        with np.load(io.BytesIO(files.read_bytes(source)), allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
-    except SpatialAvatarError:
-        raise
-    except _DAMAGED as e:
-        raise SpatialAvatarError(
-            f"{source}: not a readable npz file ({e}); it may be truncated, copy it again"
-        ) from None
