@@ -6,21 +6,21 @@ module that checks its arguments. Admitted are numpy arrays, scalars and plain d
 containers, and chumpy's arrays as inert holders of their state (``ChumpyArray``; no chumpy code). Strings of Python 2
 are decoded as latin-1. Modules are known under their old and new paths (numpy.core, scipy.sparse.csc, __builtin__).
 
-Work and memory are bounded by the size of the file: arrays may not hold more than ``_GROWTH`` times its bytes, and
-keys of dictionaries and members of sets are flat, because the hash of nested tuples can cost exponential time.
+Memory and work are bounded by the size of the file. Whatever a call makes of what the file already holds (arrays,
+scalars, copies of containers and bytes) is paid from an allowance of ``_GROWTH`` times its bytes. Keys of dictionaries
+and members of sets are flat and short: nested tuples can take exponential time to hash, and whole numbers beyond 64
+bits can be chosen to collide.
 """
 
 import codecs
 import io
 import math
-import os
 import pickle
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import fsspec
 import numpy as np
 import scipy.sparse
 
@@ -39,12 +39,7 @@ def read_pickle(location: files.Location, max_bytes: int = _LIMIT) -> Any:
     Raises SpatialAvatarError: no such file, larger than ``max_bytes``, damaged or truncated, or it asks for something
     that is not admitted (named in the message; nothing of it has run).
     """
-    fs, path = fsspec.core.url_to_fs(os.fspath(location))
-    if fs.isfile(path) and (size := fs.size(path)) > max_bytes:
-        raise SpatialAvatarError(
-            f"{location}: {size} bytes, pickles are read up to {max_bytes}; is this the right file?"
-        )
-    return unpickle(files.read_bytes(location), location)
+    return unpickle(files.read_bytes(location, max_bytes), location)
 
 
 def unpickle(data: bytes, location: files.Location) -> Any:
@@ -84,12 +79,14 @@ class ChumpyArray:
             value = value.state.get(_OPERAND.get(value.name, ""))
         if not isinstance(value, np.ndarray | np.generic | int | float):
             raise self._unreadable("its state holds no array")
-        array = np.asarray(value)
         try:
+            array = np.asarray(value)
+            if array.dtype.kind not in "biufc":  # an index would repeat texts of any length
+                raise TypeError("it holds no numbers")
             for step in reversed(chain):
                 array = _rearranged(array, step)
-        except (ValueError, IndexError, TypeError) as e:
-            raise self._unreadable(str(e)) from None
+        except Exception as e:  # what the state holds is the file's, and can fail in any way
+            raise self._unreadable(_shorten(e)) from None
         return array
 
     def _unreadable(self, why: str) -> SpatialAvatarError:
@@ -106,6 +103,8 @@ def _rearranged(array: np.ndarray, step: ChumpyArray) -> np.ndarray:
         array = array.ravel()[state["idxs"]]
         return array.reshape(state["preferred_shape"]) if "preferred_shape" in state else array
     if step.name == "chumpy.reordering.Reshape":
+        if "newshape" not in state:
+            raise TypeError("it does not say its shape")
         return array.reshape(state["newshape"])
     if step.name == "chumpy.reordering.transpose":
         return np.transpose(array, state.get("axes"))
@@ -205,7 +204,7 @@ class _Machine(pickle._Unpickler):  # type: ignore[name-defined,misc,unused-igno
     def spend(self, size: int) -> None:
         self._allowance -= size
         if self._allowance < 0:
-            raise pickle.UnpicklingError(f"its arrays hold more than {_GROWTH} times the bytes of the file")
+            raise pickle.UnpicklingError(f"its content takes more than {_GROWTH} times the bytes of the file")
 
     # opcodes ---------------------------------------------------------------------------------------------------------
 
@@ -312,10 +311,16 @@ def _expect(value: Any, kind: type) -> Any:
     return value
 
 
+_FLAT = str | bytes | int | float | complex | np.generic | None
+_LONGEST_KEY = 32  # members of a tuple
+
+
 def _flat(key: Any) -> Any:
-    plain = str | bytes | int | float | complex | np.generic | None
-    if not (isinstance(key, plain) or (type(key) is tuple and all(isinstance(k, plain) for k in key))):
+    members = key if type(key) is tuple else (key,)
+    if len(members) > _LONGEST_KEY or not all(isinstance(m, _FLAT) for m in members):
         raise _Refused(f"a {type(key).__name__} as a key or a set's member")
+    if any(type(m) is int and m.bit_length() > 64 for m in members):
+        raise _Refused("a number beyond 64 bits as a key or a set's member")
     return key
 
 
@@ -339,6 +344,7 @@ def _call_scalar(machine: _Machine, dtype: Any, raw: Any = b"") -> Any:
     content = _raw_bytes(raw)
     if kind.hasobject or len(content) != kind.itemsize:
         raise pickle.UnpicklingError("a number of the wrong size")
+    machine.spend(kind.itemsize)
     return np.frombuffer(content, kind)[0]
 
 
@@ -366,9 +372,9 @@ def _call_encode(machine: _Machine, text: Any, encoding: Any = "latin1") -> byte
 
 
 def _call_ordered_dict(machine: _Machine, items: Any = ()) -> dict[Any, Any]:
+    machine.spend(100 * len(items))
     if type(items) is dict:
         return dict(items)
-    machine.spend(100 * len(items))
     return {_flat(key): value for key, value in items}
 
 
@@ -447,13 +453,18 @@ def _build_array(machine: _Machine, array: np.ndarray, state: Any) -> None:
 def _build_sparse(machine: _Machine, matrix: Any, state: Any) -> None:
     state = _expect(state, dict)
     shape = _shape(state.get("_shape", state.get("shape")))
-    names = ["data", "indices", "indptr"] if matrix.format in ("csc", "csr") else ["data", "row", "col"]
-    if "coords" in state:  # coo since scipy 1.13
-        state = {**state, **dict(zip(("row", "col"), state["coords"]))}
-    parts = [state.get(name) for name in names]
+    names = ["indices", "indptr"] if matrix.format in ("csc", "csr") else ["row", "col"]
+    indices = [state.get(name) for name in names]
+    if matrix.format == "coo" and "coords" in state:  # since scipy 1.13
+        indices = list(_expect(state["coords"], tuple)[:2])
+    parts = [state.get("data"), *indices]
     if any(id(p) in machine.unbuilt for p in parts):  # its content would come after the checks below
         raise pickle.UnpicklingError("a sparse matrix of arrays that are not complete")
-    if len(shape) != 2 or not all(type(p) is np.ndarray and p.ndim == 1 and p.dtype.kind in "biufc" for p in parts):
+    if (
+        len(shape) != 2
+        or len(parts) != 3
+        or not all(type(p) is np.ndarray and p.ndim == 1 and p.dtype.kind in "biufc" for p in parts)
+    ):
         raise pickle.UnpicklingError("a sparse matrix whose state is not its shape and plain arrays")
     data, first, second = (p for p in parts if p is not None)
     machine.spend(data.nbytes + first.nbytes + second.nbytes)

@@ -268,6 +268,36 @@ def test_chumpy_array_of_itself():
             np.asarray(value)
 
 
+@pytest.mark.parametrize(
+    ("kind", "state"),
+    [
+        ("Reshape", {}),
+        ("Reshape", {"newshape": (1 << 70,)}),
+        ("Reshape", {"newshape": (-1, 1 << 62, 1 << 62)}),
+        ("Reshape", {"newshape": "text\nof two lines"}),
+        ("Reshape", {"newshape": {"a": 1}}),
+        ("Reshape", {"newshape": (2,)}),
+        ("transpose", {"axes": (1 << 70,)}),
+        ("transpose", {"axes": 5}),
+        ("Select", {}),
+        ("Select", {"idxs": np.array([1.5])}),
+        ("Select", {"idxs": np.array([9])}),
+        ("Select", {"idxs": np.array([1]), "preferred_shape": (1 << 70,)}),
+        ("Ch", {"x": np.array(["text"])}),
+        ("Ch", {"x": np.array([None])}),
+        ("Ch", {"x": 1 << 80}),
+        ("Ch", {"x": [1.0]}),
+    ],
+)
+def test_chumpy_array_with_a_crafted_state(kind, state):
+    with fake_chumpy() as fake:
+        a = {} if kind == "Ch" else {"a": fake.Ch(np.zeros(3))}
+        data = pickle.dumps(getattr(fake, kind)(**a, **state), 2)
+    with pytest.raises(SpatialAvatarError, match="cannot be read without chumpy") as error:
+        np.asarray(unpickle(data, "f.pkl"))
+    assert "\n" not in str(error.value)
+
+
 def test_arrays_cannot_outgrow_the_file():
     raw = np.zeros(1 << 17)  # 1 MB that thousands of arrays claim for their own
     again = b"\x80\x02]("
@@ -280,6 +310,40 @@ def test_arrays_cannot_outgrow_the_file():
     assert len(unpickle(again + element + b"e.", "f.pkl")[0]) == 1 << 17
     with pytest.raises(SpatialAvatarError, match="more than 4 times the bytes of the file"):
         unpickle(again + element * 2000 + b"e.", "f.pkl")
+
+
+def test_scalars_cannot_outgrow_the_file():
+    raw = b"T" + struct.pack("<i", 100_000) + bytes(100_000) + b"r\x00\x01\x00\x000"
+    long = b"cnumpy\ndtype\nU\x07S100000K\x00K\x01\x87Rr\x01\x01\x00\x000"
+    element = b"cnumpy.core.multiarray\nscalar\nj\x01\x01\x00\x00j\x00\x01\x00\x00\x86R"
+    assert len(unpickle(b"\x80\x02](" + raw + long + element * 3 + b"e.", "f.pkl")) == 3
+    with pytest.raises(SpatialAvatarError, match="more than 4 times the bytes of the file"):
+        unpickle(b"\x80\x02](" + raw + long + element * 100 + b"e.", "f.pkl")
+
+
+@pytest.mark.parametrize("kind", ["dict", "list", "set", "bytes"])
+def test_copies_of_containers_cannot_outgrow_the_file(kind):
+    many = range(2000)
+    name, content = {
+        "dict": ("collections\nOrderedDict", dict.fromkeys(many)),
+        "list": ("collections\nOrderedDict", [(i, i) for i in many]),
+        "set": ("__builtin__\nset", list(many)),
+        "bytes": ("__builtin__\nbytes", bytes(20_000)),
+    }[kind]
+    shared = pickle.dumps(content, 4)[11:-1] + b"\x94\x85r\x00\x01\x00\x000"  # a tuple of it, by protocol 4's memo
+    start = b"\x80\x04](" + shared + f"c{name}\n".encode() + b"r\x01\x01\x00\x000"
+    element = b"j\x01\x01\x00\x00j\x00\x01\x00\x00R"
+    assert len(unpickle(start + element + b"e.", "f.pkl")) == 1
+    with pytest.raises(SpatialAvatarError, match="more than 4 times the bytes of the file"):
+        unpickle(start + element * 1000 + b"e.", "f.pkl")
+
+
+@pytest.mark.parametrize("key", [1 << 65, -(1 << 65), (0, 1 << 65), (0,) * 33])
+def test_keys_are_short_because_their_hashes_can_be_made_slow(key):
+    with pytest.raises(SpatialAvatarError, match="as a key or a set's member"):
+        unpickle(pickle.dumps({key: 1}), "f.pkl")
+    with pytest.raises(SpatialAvatarError, match="as a key or a set's member"):
+        unpickle(pickle.dumps({key}), "f.pkl")
 
 
 def test_hash_of_doubling_tuples_is_never_computed():
