@@ -15,6 +15,7 @@ from spatialavatar.head.params import HeadParams
 from spatialavatar.head.rotation import axis_angle_to_matrix
 
 JOINTS = ("root", "neck", "jaw", "eye_left", "eye_right")
+PARENTS = (-1, 0, 1, 1, 1)  # of each joint, as an index into JOINTS
 
 
 @dataclass(frozen=True)
@@ -129,11 +130,9 @@ class HeadModel(nn.Module):
             vertices = vertices + torch.einsum("vdp,bp->bvd", self.posedirs, correctives)
 
         # world transform of each joint, then relative to its rest position: x -> R x + (origin - R joint)
-        parents = (-1, 0, 1, 1, 1)  # JOINTS
         world_rotation = [rotations[:, 0]]
         world_origin = [joints[:, 0]]
-        for j in range(1, len(parents)):
-            p = parents[j]
+        for j, p in enumerate(PARENTS[1:], 1):
             bone = joints[:, j] - joints[:, p]
             world_rotation.append(world_rotation[p] @ rotations[:, j])
             world_origin.append(world_origin[p] + (world_rotation[p] @ bone[..., None]).squeeze(-1))

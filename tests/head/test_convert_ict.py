@@ -132,6 +132,48 @@ def test_damaged_archive(tmp_path):
         convert_head(path)
 
 
+def write_archive(path: Path, **changes: np.ndarray) -> Path:
+    """An archive as ``convert_head`` reads it, of two triangles."""
+    content = {
+        "v_template": np.float32([[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]]),
+        "faces": np.array([[0, 1, 2], [2, 1, 3]]),
+        "uv_atlas": np.float32([[0, 0], [1, 0], [0, 1], [1, 1]]),
+        "uv_faces": np.array([[0, 1, 2], [2, 1, 3]]),
+        "shapedirs": np.zeros((4, 3, 2), np.float16),
+        "exprdirs": np.zeros((4, 3, 1), np.float16),
+        "expr_names": np.array(["jawOpen"]),
+        "J_regressor": np.full((5, 4), 0.25),
+        "lbs_weights": np.full((4, 5), 0.2),
+        "face_part": np.array([0, 0]),
+        "part_names": np.array(["face"]),
+        "landmarks68": np.array([0, 3]),
+        **changes,
+    }
+    np.savez(path, **content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"faces": np.zeros(3, int)}, r"faces has shape \[3\], expected \['any', 3\]"),
+        ({"uv_faces": np.zeros((1, 3), int)}, r"uv_faces has shape \[1, 3\], expected \[2, 3\]"),
+        ({"v_template": np.float32(0)}, r"v_template has shape \[\]"),
+        ({"v_template": np.full((4, 3), "a")}, "v_template holds no numbers"),
+        ({"face_part": np.array([0.5, 0])}, "face_part holds what is no index"),
+        ({"landmarks68": np.float64(1)}, "landmarks68 has shape"),
+        ({"expr_names": np.array([5])}, "expr_names is no list of texts"),
+        ({"joint_names": np.zeros((5, 2))}, "joint_names is no list of texts"),
+        ({"joint_names": np.array(["a", "b"])}, "joints are .*'a', 'b'"),
+    ],
+)
+def test_archive_whose_arrays_do_not_fit(tmp_path, change, message):
+    info, arrays = convert_head(write_archive(tmp_path / "ict.npz"))
+    assert head_from_arrays(info, arrays).mouth_opening_indices == [0]
+    with pytest.raises(SpatialAvatarError, match=rf"ict\.npz: {message}"):
+        convert_head(write_archive(tmp_path / "ict.npz", **change))
+
+
 def test_an_ict_head_takes_no_flame_options(tmp_path):
     path = tmp_path / "ict.npz"
     np.savez(path, v_template=np.zeros((3, 3)))

@@ -28,13 +28,13 @@ def convert_head(
 
         _refuse_extras(source, uv=uv, landmarks=landmarks, codes=codes)
         return convert_ict_checkout(source, id=id)
-    data = files.read_bytes(source)
-    if data[:4] == b"PK\x03\x04":
+    start = files.read_start(source, 4)
+    if start == b"PK\x03\x04":
         from spatialavatar.head.convert.ict_archive import convert_ict_archive
 
         _refuse_extras(source, uv=uv, landmarks=landmarks, codes=codes)
         return convert_ict_archive(source, id=id)
-    if data[:1] in (b"\x80", b"(", b"}") or str(source).endswith(".pkl"):  # protocols 2 and later, 0, 1
+    if start[:1] in (b"\x80", b"(", b"}") or str(source).endswith(".pkl"):  # protocols 2 and later, 0, 1
         from spatialavatar.head.convert.flame import convert_flame
 
         return convert_flame(source, uv, id=id, landmarks=landmarks, columns=codes)

@@ -7,20 +7,18 @@ pickles do not say which they are, so the file name ("flame2023_Open.pkl") or th
 
 import re
 from pathlib import PurePosixPath
-from typing import Any
 
 import numpy as np
-import scipy.sparse
 
 from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head.convert.charts import uv_charts
+from spatialavatar.head.convert.checked import indices, numbers
 from spatialavatar.head.convert.flame_assets import TEETH_FACES, read_flame_landmarks, read_flame_uv
-from spatialavatar.head.model import JOINTS, HeadInfo
-from spatialavatar.head.unpickle import ChumpyArray, read_pickle
+from spatialavatar.head.model import JOINTS, PARENTS, HeadInfo
+from spatialavatar.head.unpickle import read_pickle
 
 COLUMNS = (300, 100)  # of shapedirs: shape, then expression
-PARENTS = (-1, 0, 1, 1, 1)
 FLAME_FACES = 9976
 KEYS = ("v_template", "f", "shapedirs", "posedirs", "J_regressor", "weights", "kintree_table")
 
@@ -100,39 +98,22 @@ def _model(source: files.Location) -> dict[str, np.ndarray]:
             f"{source}: not a FLAME model, {', '.join(missing)} missing; give generic_model.pkl, flame2023.pkl or "
             "flame2023_Open.pkl"
         )
-    vertices, joints = len(_array(source, content, "v_template", (None, 3))), len(JOINTS)
+    template = numbers(source, content, "v_template", (None, 3))
+    vertices, joints = len(template), len(JOINTS)
     model = {
-        "v_template": _array(source, content, "v_template", (vertices, 3)),
-        "f": _array(source, content, "f", (None, 3)).astype(np.int64),
-        "shapedirs": _array(source, content, "shapedirs", (vertices, 3, None)),
-        "posedirs": _array(source, content, "posedirs", (vertices, 3, 9 * (joints - 1))),
-        "J_regressor": _array(source, content, "J_regressor", (joints, vertices)),
-        "weights": _array(source, content, "weights", (vertices, joints)),
+        "v_template": template,
+        "f": indices(source, content, "f", (None, 3)),
+        "shapedirs": numbers(source, content, "shapedirs", (vertices, 3, None)),
+        "posedirs": numbers(source, content, "posedirs", (vertices, 3, 9 * (joints - 1))),
+        "J_regressor": numbers(source, content, "J_regressor", (joints, vertices)),
+        "weights": numbers(source, content, "weights", (vertices, joints)),
     }
     if model["f"].size == 0 or model["f"].min() < 0 or model["f"].max() >= vertices:
         raise SpatialAvatarError(f"{source}: f names vertices that are not there; the file is damaged")
-    parents = _array(source, content, "kintree_table", (2, joints))[0].astype(np.int64)
+    parents = numbers(source, content, "kintree_table", (2, joints))[0].astype(np.int64)
     if tuple(parents[1:]) != PARENTS[1:]:  # the root's own is -1, or 2^32 - 1 in an unsigned table
         raise SpatialAvatarError(f"{source}: joints hang together as {parents.tolist()}, FLAME's as {list(PARENTS)}")
     return model
-
-
-def _array(source: files.Location, content: dict[str, Any], key: str, shape: tuple[int | None, ...]) -> np.ndarray:
-    """An array of the pickle, whether plain, sparse or chumpy; None in ``shape`` is any length."""
-    value = content[key]
-    if isinstance(value, ChumpyArray):
-        try:
-            value = np.asarray(value)
-        except SpatialAvatarError as e:
-            raise SpatialAvatarError(f"{source}: {key}: {e}") from None
-    actual = value.shape if scipy.sparse.issparse(value) else np.asarray(value).shape
-    if len(actual) != len(shape) or any(want is not None and want != n for n, want in zip(actual, shape)):
-        wanted = [n if n is not None else "any" for n in shape]
-        raise SpatialAvatarError(f"{source}: {key} has shape {list(actual)}, a FLAME model has {wanted}")
-    array = value.toarray() if scipy.sparse.issparse(value) else np.asarray(value)
-    if array.dtype.kind not in "biuf":
-        raise SpatialAvatarError(f"{source}: {key} holds no numbers; the file is damaged")
-    return array
 
 
 def _columns(source: files.Location, found: int, stated: tuple[int, int] | None) -> tuple[int, int]:

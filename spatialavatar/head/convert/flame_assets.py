@@ -7,6 +7,7 @@ import numpy as np
 
 from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.head.convert.checked import indices, numbers
 from spatialavatar.head.convert.obj import read_obj
 from spatialavatar.head.unpickle import unpickle
 
@@ -27,6 +28,7 @@ LANDMARK_KEYS = (
     ("lmk_face_idx", "lmk_b_coords"),  # FLAME's static embedding, where it holds all 68
 )
 LANDMARKS = 68
+_LARGEST_EMBEDDING = 64 << 20  # bytes; those that are published are under 1e6
 TEETH_FACES = 168  # of the patch that trackers put after FLAME's own faces
 
 
@@ -71,8 +73,8 @@ def read_flame_landmarks(location: files.Location, faces: int) -> tuple[np.ndarr
     content = _embedding(location)
     for face_key, weight_key in LANDMARK_KEYS:
         if face_key in content and weight_key in content:
-            index = np.asarray(content[face_key]).reshape(-1)[:LANDMARKS].astype(np.int64)
-            weights = np.asarray(content[weight_key]).reshape(-1, 3)[:LANDMARKS].astype(np.float64)
+            index = indices(location, content, face_key, (None,), (1, None)).reshape(-1)[:LANDMARKS]
+            weights = numbers(location, content, weight_key, (None, 3), (1, None, 3)).reshape(-1, 3)[:LANDMARKS]
             break
     else:
         pairs = ", ".join("/".join(pair) for pair in LANDMARK_KEYS)
@@ -81,22 +83,27 @@ def read_flame_landmarks(location: files.Location, faces: int) -> tuple[np.ndarr
         raise SpatialAvatarError(
             f"{location}: {len(index)} landmarks, {LANDMARKS} expected; give landmark_embedding.npy, the full one"
         )
-    if index.min() < 0 or index.max() >= faces or np.abs(weights.sum(1) - 1).max() > 1e-3:
+    if index.min() < 0 or index.max() >= faces or not np.abs(weights.sum(1) - 1).max() <= 1e-3:  # not (NaN)
         raise SpatialAvatarError(f"{location}: landmarks that are not on the mesh; the embedding is of another head")
-    return index, weights
+    return index, weights.astype(np.float64)
 
 
 def _uv_of_npz(location: files.Location) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     content = files.read_npz(location)
     for uv_key, face_key in UV_KEYS:
         if uv_key in content and face_key in content:
-            uv = content[uv_key].reshape(-1, content[uv_key].shape[-1])[:, :2].astype(np.float64)
-            uv_faces = content[face_key].reshape(-1, 3).astype(np.int64)
+            either = [(*batch, None, columns) for batch in ((), (1,)) for columns in (2, 3)]
+            uv = numbers(location, content, uv_key, *either)
+            uv = uv.reshape(-1, uv.shape[-1])[:, :2].astype(np.float64)
+            uv_faces = indices(location, content, face_key, (None, 3), (1, None, 3)).reshape(-1, 3)
             break
     else:
         pairs = ", ".join("/".join(pair) for pair in UV_KEYS)
         raise SpatialAvatarError(f"{location}: no unwrap found in it; expected one of {pairs}")
-    mesh_faces = [content[key].reshape(-1, 3).astype(np.int64) for key in FACE_KEYS if key in content]
+    f = len(uv_faces)
+    mesh_faces = [
+        indices(location, content, key, (f, 3), (1, f, 3)).reshape(-1, 3) for key in FACE_KEYS if key in content
+    ]
     uv_faces[(uv_faces < 0).any(1)] = -1
     return uv, uv_faces, mesh_faces[0] if mesh_faces else None
 
@@ -104,8 +111,8 @@ def _uv_of_npz(location: files.Location) -> tuple[np.ndarray, np.ndarray, np.nda
 def _embedding(location: files.Location) -> dict[str, Any]:
     name = str(location)
     if name.endswith(".npz"):
-        return dict(files.read_npz(location))
-    data = files.read_bytes(location)
+        return dict(files.read_npz(location, max_bytes=_LARGEST_EMBEDDING))
+    data = files.read_bytes(location, _LARGEST_EMBEDDING)
     if name.endswith(".npy"):
         # an npy of a dictionary is a header and a pickle, which numpy itself would run
         stream = io.BytesIO(data)
@@ -115,8 +122,9 @@ def _embedding(location: files.Location) -> dict[str, Any]:
                 np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
             )
             read_header(stream)
-        except ValueError as e:
-            raise SpatialAvatarError(f"{location}: not a readable npy file ({e})") from None
+        except Exception as e:  # damaged bytes can fail in any way, down to the tokenizer of numpy's header
+            reason = ascii(str(e))[1:-1][:120]
+            raise SpatialAvatarError(f"{location}: not a readable npy file ({reason}); get it again") from None
         data = data[stream.tell() :]
     content = unpickle(data, location)
     if isinstance(content, np.ndarray) and content.size == 1:

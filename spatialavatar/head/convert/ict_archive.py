@@ -9,6 +9,7 @@ import numpy as np
 from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head.convert.charts import uv_charts
+from spatialavatar.head.convert.checked import indices, numbers, texts
 from spatialavatar.head.model import JOINTS, HeadInfo
 
 ID = "ict-facekit"
@@ -56,26 +57,31 @@ def convert_ict_archive(source: files.Location, id: str | None = None) -> tuple[
             f"{source}: ICT archive lacks {', '.join(missing)}; give the archive that holds the whole head, or a "
             "checkout of ICT-FaceKit"
         )
-    if "joint_names" in archive and tuple(archive["joint_names"].tolist()) != JOINTS:
-        raise SpatialAvatarError(f"{source}: joints are {archive['joint_names'].tolist()}, expected {list(JOINTS)}")
-    template, faces, uv_faces = archive["v_template"], archive["faces"], archive["uv_faces"]
-    landmark_faces, landmark_barycentric = landmarks_at_vertices(faces, archive["landmarks68"])
+    if "joint_names" in archive and (names := texts(source, archive, "joint_names")) != list(JOINTS):
+        raise SpatialAvatarError(f"{source}: joints are {names}, expected {list(JOINTS)}")
+    template = numbers(source, archive, "v_template", (None, 3))
+    faces = indices(source, archive, "faces", (None, 3))
+    v, f, j = len(template), len(faces), len(JOINTS)
+    uv_faces = indices(source, archive, "uv_faces", (f, 3))
+    landmark_faces, landmark_barycentric = landmarks_at_vertices(
+        faces, indices(source, archive, "landmarks68", (None,))
+    )
     arrays = {
         "template": template,
         "faces": faces,
-        "uv": archive["uv_atlas"],
+        "uv": numbers(source, archive, "uv_atlas", (None, 2)),
         "uv_faces": uv_faces,
         "face_chart": uv_charts(uv_faces),
-        "face_part": archive["face_part"],
-        "shapedirs": archive["shapedirs"],
-        "exprdirs": archive["exprdirs"],
-        "posedirs": np.zeros((len(template), 3, 0)),
-        "joint_regressor": archive["J_regressor"],
-        "weights": archive["lbs_weights"],
+        "face_part": indices(source, archive, "face_part", (f,)),
+        "shapedirs": numbers(source, archive, "shapedirs", (v, 3, None)),
+        "exprdirs": numbers(source, archive, "exprdirs", (v, 3, None)),
+        "posedirs": np.zeros((v, 3, 0)),
+        "joint_regressor": numbers(source, archive, "J_regressor", (j, v)),
+        "weights": numbers(source, archive, "lbs_weights", (v, j)),
         "landmark_faces": landmark_faces,
         "landmark_barycentric": landmark_barycentric,
     }
-    return ict_info(id, archive["part_names"].tolist(), archive["expr_names"].tolist()), arrays
+    return ict_info(id, texts(source, archive, "part_names"), texts(source, archive, "expr_names")), arrays
 
 
 def landmarks_at_vertices(faces: np.ndarray, vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
