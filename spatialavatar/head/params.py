@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from spatialavatar.indexing import row_slice
+
 
 @dataclass(frozen=True)
 class HeadParams:
@@ -52,9 +54,9 @@ class HeadParams:
         return self.map(lambda t: t.to(*args, **kwargs))
 
     def __getitem__(self, index: Any) -> "HeadParams":
-        """Instants by slice, list or index tensor; an int keeps the batch axis."""
+        """Instants by slice, list or index tensor; an int keeps the batch axis and is checked (IndexError)."""
         if isinstance(index, int):
-            index = slice(index, index + 1 or None)  # a list would copy to the device and wait for it
+            index = row_slice(index, self.batch)
         return self.map(lambda t: t[index])
 
     def with_identity(self, shape: Float[Tensor, "1 S"], static_offset: Float[Tensor, "1 V 3"] | None) -> "HeadParams":

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from spatialavatar.indexing import row_slice
+
 
 @dataclass(frozen=True)
 class Camera:
@@ -35,9 +37,9 @@ class Camera:
         )
 
     def __getitem__(self, index: Any) -> "Camera":
-        """Cameras by slice, list or index tensor; an int keeps the batch axis."""
+        """Cameras by slice, list or index tensor; an int keeps the batch axis and is checked (IndexError)."""
         if isinstance(index, int):
-            index = slice(index, index + 1 or None)  # a list would copy to the device and wait for it
+            index = row_slice(index, self.batch)
         return Camera(self.world_to_camera[index], self.intrinsics[index], self.width, self.height)
 
     @staticmethod

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from spatialavatar.indexing import row_slice
+
 
 @dataclass(frozen=True)
 class LocalGaussians:
@@ -40,9 +42,9 @@ class LocalGaussians:
         return LocalGaussians(**{name: torch.cat([getattr(s, name) for s in subjects]) for name in names})
 
     def __getitem__(self, index: Any) -> "LocalGaussians":
-        """Subjects by slice, list or index tensor; an int keeps the batch axis."""
+        """Subjects by slice, list or index tensor; an int keeps the batch axis and is checked (IndexError)."""
         if isinstance(index, int):
-            index = slice(index, index + 1 or None)  # a list would copy to the device and wait for it
+            index = row_slice(index, self.batch)
         return LocalGaussians(**{name: t[index] for name, t in self.tensors().items()})
 
 
@@ -61,5 +63,5 @@ class WorldGaussians:
 
     def __getitem__(self, index: Any) -> "WorldGaussians":
         if isinstance(index, int):
-            index = slice(index, index + 1 or None)  # a list would copy to the device and wait for it
+            index = row_slice(index, self.means.shape[0])
         return WorldGaussians(**{f.name: getattr(self, f.name)[index] for f in fields(self)})

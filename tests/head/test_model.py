@@ -153,6 +153,17 @@ def test_landmarks_lie_on_their_faces():
     torch.testing.assert_close(marks[:, 1], vertices[:, head.faces[3, 0]])
 
 
+def test_a_row_beyond_the_batch_is_no_empty_batch():
+    params = random_params(small_head(), batch=3)
+    assert params[2].batch == params[-1].batch == params[-3].batch == 1
+    assert torch.equal(params[-1].neck, params.neck[2:])
+    for beyond in (3, 4, -4, -5):
+        with pytest.raises(IndexError, match=f"row {beyond} of a batch of 3"):
+            params[beyond]
+    assert len(list(params)) == 3  # which ends at the IndexError
+    assert params[3:].batch == 0 and params[[2, 0]].batch == 2
+
+
 def test_a_batch_is_its_rows():
     head = small_head()
     params = random_params(head, batch=3)
