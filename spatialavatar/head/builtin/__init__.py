@@ -41,7 +41,6 @@ def generate_head() -> tuple[HeadInfo, dict[str, np.ndarray]]:
         mouth_opening_codes=list(MOUTH_OPENING),
         landmark_scheme="ibug68",
     )
-    vertices = len(mesh.points)
     arrays = {
         "template": 1e-3 * mesh.points,
         "faces": mesh.faces,
@@ -51,7 +50,7 @@ def generate_head() -> tuple[HeadInfo, dict[str, np.ndarray]]:
         "face_part": part,
         "shapedirs": 1e-3 * shape_basis(mesh),
         "exprdirs": 1e-3 * expression_basis(mesh),
-        "posedirs": np.zeros((vertices, 3, 36)),
+        "posedirs": np.zeros((len(mesh.points), 3, 0)),
         "joint_regressor": joint_regressor(mesh),
         "weights": skinning_weights(mesh),
         "landmark_faces": landmark_faces,
