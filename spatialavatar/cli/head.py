@@ -9,7 +9,7 @@ import typer
 app = typer.Typer(no_args_is_help=True, help="Head models: convert one of others, generate the built-in one, inspect.")
 
 Out = Annotated[str, typer.Option("--out", "-o", metavar="FILE", help="The head file to write, *.head.safetensors.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite --out even when it is not a head file.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite --out even when it is another head or no head.")]
 
 
 @app.command()
@@ -41,7 +41,9 @@ def convert(
     from spatialavatar.head.file import write_head
 
     _claim(out, force)
-    head = write_head(out, *convert_head(source, uv=uv, id=id, landmarks=landmarks, codes=_two(codes)))
+    info, arrays = convert_head(source, uv=uv, id=id, landmarks=landmarks, codes=_two(codes))
+    _refuse_another(out, info.id, force)
+    head = write_head(out, info, arrays)
     _print_written(out, head)
 
 
@@ -52,10 +54,11 @@ def generate(out: Out, force: Force = False) -> None:
     \b
     spatialavatar head generate --out builtin.head.safetensors
     """
-    from spatialavatar.head.builtin import generate_head
+    from spatialavatar.head.builtin import HEAD_ID, generate_head
     from spatialavatar.head.file import write_head
 
     _claim(out, force)
+    _refuse_another(out, HEAD_ID, force)
     head = write_head(out, *generate_head())
     _print_written(out, head)
 
@@ -131,14 +134,27 @@ def _two(codes: str | None) -> tuple[int, int] | None:
 
 
 def _claim(out: str, force: bool) -> None:
-    """Refuse to overwrite anything but an earlier head file."""
+    """Refuse to overwrite anything but an earlier head file (which head it is, ``_refuse_another`` asks)."""
     from spatialavatar import files
     from spatialavatar.errors import SpatialAvatarError
-    from spatialavatar.head.file import SUFFIX, is_head_file
+    from spatialavatar.head.file import SUFFIX, stored_head_id
 
     if not Path(out).name.endswith(SUFFIX):
         raise SpatialAvatarError(f"--out {out}: head files are named *{SUFFIX}; name it {Path(out).name}{SUFFIX}")
     if files.is_folder(out):
         raise SpatialAvatarError(f"--out {out}: is a folder, a file was expected")
-    if files.exists(out) and not force and not is_head_file(out):
+    if files.exists(out) and not force and stored_head_id(out) is None:
         raise SpatialAvatarError(f"--out {out}: exists and is not a head file; name another, or add --force")
+
+
+def _refuse_another(out: str, id: str, force: bool) -> None:
+    """Refuse to put head ``id`` in the place of one with another id: clips and avatars may need that one."""
+    from spatialavatar import files
+    from spatialavatar.errors import SpatialAvatarError
+    from spatialavatar.head.file import stored_head_id
+
+    if force or not files.exists(out):
+        return
+    there = stored_head_id(out)
+    if there is not None and there != id:
+        raise SpatialAvatarError(f"--out {out}: holds head {there}, not {id}; name another file, or add --force")

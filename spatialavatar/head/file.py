@@ -64,12 +64,13 @@ def read_head(path: files.Location) -> HeadModel:
     return _build(info, arrays, metadata["hash"])
 
 
-def is_head_file(path: files.Location) -> bool:
-    """Whether a file says that it is a head model, of whatever version."""
+def stored_head_id(path: files.Location) -> str | None:
+    """The id of the head in a file, of whatever version; None when the file is no whole head model."""
     try:
-        return files.read_tensors(path)[1].get("format") == FORMAT
-    except SpatialAvatarError:
-        return False
+        _, metadata = files.read_tensors(path)
+        return str(json.loads(metadata["info"])["id"]) if metadata.get("format") == FORMAT else None
+    except (SpatialAvatarError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _typed(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

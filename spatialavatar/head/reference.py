@@ -47,21 +47,28 @@ def find_head(reference: HeadReference, what: str, places: Iterable[files.Locati
     """The head that ``what`` was made with, recognised by its hash.
 
     Looks at ``places`` (head files, or folders that hold some), then in the folders of SPATIALAVATAR_HEADS, then at
-    the built-in head. Raises SpatialAvatarError that says where it looked.
+    the built-in head. Raises SpatialAvatarError that says where it looked, and which files there could not be read.
     """
     searched = [os.fspath(place) for place in places]
     searched += [folder for folder in os.environ.get(SEARCH_VARIABLE, "").split(os.pathsep) if folder]
+    damaged = []
     for place in searched:
         candidates = [place] if place.endswith(SUFFIX) else [files.join(place, n) for n in files.list_folder(place)]
         for candidate in candidates:
-            is_head = candidate.endswith(SUFFIX) and files.exists(candidate)
-            if is_head and files.read_tensor_metadata(candidate).get("hash") == reference.hash:
-                return read_head(candidate)
+            if not candidate.endswith(SUFFIX) or not files.exists(candidate):
+                continue
+            try:
+                if files.read_tensor_metadata(candidate).get("hash") == reference.hash:
+                    return read_head(candidate)
+            except SpatialAvatarError:
+                damaged.append(candidate)
     if reference.id.startswith("builtin"):
         head = builtin_head()
         if head.content_hash == reference.hash:
             return head
     looked = ", ".join(searched) or "no folder"
+    if damaged:
+        looked += f"; passed over, not readable: {', '.join(damaged)}"
     raise SpatialAvatarError(
         f"{what}: needs head {reference.id} ({reference.hash[:12]}), not found (looked in {looked}); "
         f"name its file with --head or its folder in {SEARCH_VARIABLE}"

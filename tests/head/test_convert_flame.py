@@ -1,11 +1,15 @@
 """FLAME pickles to head files, on a head with FLAME's counts and none of its content."""
 
 import json
+import os
+import pickle
 
 import numpy as np
 import pytest
+import scipy.sparse
 from typer.testing import CliRunner
 
+from spatialavatar import files
 from spatialavatar.cli.head import app
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head.convert import convert_head
@@ -138,6 +142,119 @@ def test_landmark_embedding(tmp_path, small):
         convert_head(small[0], uv=small[1], landmarks=tmp_path / "few.npz")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lmk_b_coords": np.full((68, 2), 0.5)}, r"lmk_b_coords has shape \[68, 2\], expected \['any', 3\] or"),
+        ({"lmk_face_idx": np.zeros((2, 34))}, r"lmk_face_idx has shape \[2, 34\]"),
+        ({"lmk_face_idx": np.full(68, np.nan)}, "lmk_face_idx holds what is no index"),
+        ({"lmk_face_idx": np.full(68, 0.5)}, "lmk_face_idx holds what is no index"),
+        ({"lmk_b_coords": np.full((68, 3), "a")}, "lmk_b_coords holds no numbers"),
+        ({"lmk_b_coords": np.full((68, 3), np.nan)}, "not on the mesh"),
+        ({"lmk_face_idx": np.full(68, 1 << 20)}, "not on the mesh"),
+    ],
+)
+def test_landmarks_that_do_not_fit(tmp_path, small, change, message):
+    embedding = {"lmk_face_idx": np.zeros(68, int), "lmk_b_coords": np.full((68, 3), 1 / 3), **change}
+    np.savez(tmp_path / "l.npz", **embedding)
+    (tmp_path / "l.pkl").write_bytes(dumps_python2(embedding))
+    for name in ("l.npz", "l.pkl"):
+        with pytest.raises(SpatialAvatarError, match=message) as error:
+            convert_head(small[0], uv=small[1], landmarks=tmp_path / name)
+        assert str(tmp_path / name) in str(error.value)
+
+
+def nested(depth: int = 28) -> list:
+    """2^depth numbers for numpy, and a few bytes in a pickle."""
+    a: list = [0.0]
+    for _ in range(depth):
+        a = [a, a]
+    return a
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("v_template", nested()),
+        ("v_template", scipy.sparse.csc_matrix((1 << 28, 3))),
+        ("f", scipy.sparse.csr_matrix((1 << 28, 3))),
+        ("f", [[0, 1, 2]]),
+        ("f", None),
+        ("kintree_table", nested()),
+        ("J_regressor", nested()),
+    ],
+)
+def test_only_arrays_are_taken_for_arrays(small, key, value):
+    small[0].write_bytes(pickle.dumps({**SMALL, key: value}))
+    with pytest.raises(SpatialAvatarError, match=rf"generic_model\.pkl: {key} is a .*, expected a"):
+        convert_head(small[0], uv=small[1])
+
+
+@pytest.mark.parametrize("key", ["lmk_face_idx", "lmk_b_coords"])
+@pytest.mark.parametrize("value", [nested(), scipy.sparse.coo_matrix((1, 1 << 34)), "text"])
+def test_only_arrays_are_taken_for_landmarks(tmp_path, small, key, value):
+    embedding = {"lmk_face_idx": np.zeros(68, int), "lmk_b_coords": np.full((68, 3), 1 / 3), key: value}
+    (tmp_path / "l.pkl").write_bytes(pickle.dumps(embedding))
+    with pytest.raises(SpatialAvatarError, match=rf"l\.pkl: {key} "):
+        convert_head(small[0], uv=small[1], landmarks=tmp_path / "l.pkl")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ft": np.zeros((5, 4), int)}, r"ft has shape \[5, 4\], expected"),
+        ({"ft": np.zeros((174, 3), complex)}, "ft holds no numbers"),
+        ({"ft": SMALL["ft"] + 0.5}, "ft holds what is no index"),
+        ({"ft": np.full((174, 3), np.inf)}, "ft holds what is no index"),
+        ({"vt": np.float64(3)}, r"vt has shape \[\], expected"),
+        ({"vt": np.zeros((4, 5))}, r"vt has shape \[4, 5\]"),
+        ({"vt": np.full((200, 2), "a")}, "vt holds no numbers"),
+        ({"verts_idx": np.zeros((3, 3), int)}, r"verts_idx has shape \[3, 3\], expected \[174, 3\]"),
+    ],
+)
+def test_uv_arrays_that_do_not_fit(tmp_path, small, change, message):
+    path = tmp_path / "uv.npz"
+    np.savez(path, **{"vt": SMALL["vt"], "ft": SMALL["ft"], **change})
+    with pytest.raises(SpatialAvatarError, match=rf"uv\.npz: {message}"):
+        convert_head(small[0], uv=path)
+
+
+def test_a_source_is_read_once_and_only_when_it_is_a_head(tmp_path, small, monkeypatch):
+    read = []
+    original = files.read_bytes
+    monkeypatch.setattr(files, "read_bytes", lambda where, *limit: read.append(str(where)) or original(where, *limit))
+    convert_head(small[0], uv=small[1])
+    assert sorted(read) == sorted(map(str, small))
+    large = tmp_path / "film.mp4"
+    for start, uv, message in (
+        (b"film", None, "not a head that can be converted"),
+        (b"PK\x03\x04", None, "read up to"),
+        (b"\x80", small[1], "read up to"),
+    ):
+        large.write_bytes(start)
+        os.truncate(large, 1 << 40)  # sparse: takes no room, and could not be read into memory
+        with pytest.raises(SpatialAvatarError, match=message):
+            convert_head(large, uv=uv)
+    for name in ("l.npz", "l.npy", "l.pkl"):
+        (tmp_path / name).touch()
+        os.truncate(tmp_path / name, 1 << 40)
+        with pytest.raises(SpatialAvatarError, match=rf"{name}: {1 << 40} bytes, such files are read up to {64 << 20}"):
+            convert_head(small[0], uv=small[1], landmarks=tmp_path / name)
+
+
+def test_damaged_npy(tmp_path, small):
+    np.save(tmp_path / "l.npy", {"a": 1}, allow_pickle=True)
+    good = (tmp_path / "l.npy").read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        damaged = bytearray(good)
+        damaged[rng.integers(len(good))] ^= 1 << rng.integers(8)
+        (tmp_path / "l.npy").write_bytes(damaged)
+        with pytest.raises(SpatialAvatarError, match=r"l\.npy: ") as error:
+            convert_head(small[0], uv=small[1], landmarks=tmp_path / "l.npy")
+        assert "\n" not in str(error.value)
+
+
 def _swapped(arrays, a=3, b=9):
     order = np.arange(len(arrays["f"]))
     order[[a, b]] = order[[b, a]]
@@ -220,6 +337,19 @@ def test_command_line(tmp_path, small):
     assert facts["id"] == "mine" and facts["hash"] == head.content_hash and facts["vertices"] == 122
     assert facts["faces"] == 174 and facts["shape_codes"] == 300 and facts["charts"] == 1 and facts["texels_at_256"] > 0
     assert "non-commercial" in run("info", out).output
+
+
+def test_command_line_replaces_only_the_same_head(tmp_path, small):
+    out = tmp_path / "f.head.safetensors"
+    arguments = ("convert", small[0], "--uv", small[1], "--out", out)
+    assert run(*arguments, "--id", "mine").exit_code == 0
+    before = out.read_bytes()
+    for other in (arguments, ("generate", "--out", out)):
+        error = run(*other).exception
+        assert isinstance(error, SpatialAvatarError) and "holds head mine, not " in str(error), error
+        assert "--force" in str(error) and out.read_bytes() == before
+    assert run(*arguments, "--id", "mine").exit_code == 0
+    assert run(*arguments, "--force").exit_code == 0 and read_head(out).info.id == "flame2020"
 
 
 def test_command_line_overwrites_only_head_files(tmp_path, small):

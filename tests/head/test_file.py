@@ -8,7 +8,7 @@ import torch
 
 from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError
-from spatialavatar.head.file import head_from_arrays, is_head_file, read_head, write_head
+from spatialavatar.head.file import head_from_arrays, read_head, stored_head_id, write_head
 from spatialavatar.head.model import ARRAYS, HeadInfo
 from tests.head.test_uv_layout import HALVES, SQUARE, head_with_uv
 
@@ -29,7 +29,7 @@ def test_round_trip(tmp_path):
     for name in ARRAYS:
         assert torch.equal(getattr(read, name), getattr(written, name)), name
         assert getattr(read, name).dtype in (torch.float32, torch.int64)
-    assert is_head_file(path) and files.list_folder(tmp_path) == [path.name]
+    assert stored_head_id(path) == "small" and files.list_folder(tmp_path) == [path.name]
 
 
 def test_hash_is_of_content_and_info():
@@ -53,7 +53,7 @@ def test_truncated(tmp_path, keep):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(SpatialAvatarError, match=r"a\.head\.safetensors: not a readable safetensors file"):
         read_head(path)
-    assert not is_head_file(path)
+    assert stored_head_id(path) is None
 
 
 def test_a_flipped_bit(tmp_path):
