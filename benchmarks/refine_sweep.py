@@ -1,6 +1,6 @@
 """What each setting of the refinement does to the held-out frames: one short run per variant, one table.
 
-    python benchmarks/refine_sweep.py CLIP --head HEAD --variants benchmarks/variants/defaults.yaml --out RECORD.json
+    python benchmarks/refine_sweep.py CLIP --head HEAD --variants benchmarks/variants/first_round.yaml --out RECORD.json
 
 A variants file names runs and their --set values; every run starts from the template skin with the same seed.
 """

@@ -1,4 +1,7 @@
-"""What a refinement can be told (method.md section 4). Defaults are the method's; configs/refine.yaml explains them."""
+"""What a refinement can be told (method.md section 4); configs/refine.yaml explains each value.
+
+Learning rates and tau, which the method leaves open, were chosen by the sweeps in benchmarks/results/refine_sweep_*.
+"""
 
 import math
 from typing import Literal
@@ -13,9 +16,9 @@ Background = Literal["random", "white", "black"]
 class LearningRates(Config):
     """Adam's start values; one cosine decays them all to zero over the run."""
 
-    position: float = Field(5e-5, ge=0)  # metres
-    rotation: float = Field(1e-3, ge=0)  # quaternion components
-    log_scale: float = Field(1.7e-2, ge=0)
+    position: float = Field(2e-4, ge=0)  # metres
+    rotation: float = Field(5e-3, ge=0)  # quaternion components
+    log_scale: float = Field(6e-2, ge=0)
     color: float = Field(1e-2, ge=0)  # logit of the colour
     opacity: float = Field(5e-2, ge=0)  # logit
 
@@ -30,7 +33,7 @@ class AntiSpike(Config):
     scale_range: float = Field(10.0, gt=1)  # (b) a scale stays within its start value divided or multiplied by this
     aspect_weight: float = Field(0.5, ge=0)  # (c) weight of the screen-space aspect loss; 0 turns it off
     aspect_from: int = Field(500, ge=0)  # (c) first iteration with the aspect loss
-    aspect_tau: float = Field(math.log(3.0), ge=0)  # (c) log aspect ratio on screen that is free
+    aspect_tau: float = Field(math.log(5.0), ge=0)  # (c) log aspect ratio on screen that is free
 
 
 class RefineConfig(Config):
