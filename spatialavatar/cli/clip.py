@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spatialavatar.cli.console import Update, progress, resolve_head
+from spatialavatar.cli.console import Update, progress, resolve_head, say
+
+if TYPE_CHECKING:
+    from spatialavatar.head import HeadModel
 
 app = typer.Typer(no_args_is_help=True, help="Tracked clips: import, synthesize, validate, inspect.")
 
@@ -14,7 +17,7 @@ Clip = Annotated[str, typer.Argument(metavar="CLIP", help="A clip's folder (or U
 Out = Annotated[str, typer.Option("--out", "-o", metavar="DIR", help="The clip's folder; made when absent.")]
 Head = Annotated[str, typer.Option("--head", metavar="FILE", help="The head that the clip was tracked with.")]
 TestLast = Annotated[int, typer.Option(metavar="N", min=0, help="Keep the last N instants for testing.")]
-Force = Annotated[bool, typer.Option("--force", help="Write into --out even when it holds something else.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the clip in --out, or write beside other files there.")]
 
 
 @app.command("import")
@@ -35,9 +38,17 @@ def import_(
     \b
     spatialavatar clip import tracked/anna --head flame2020.head.safetensors --test-last 350 --out clips/anna
     """
+    from spatialavatar.clip.header import IDENTITY_RULE, is_identity, safe_identity
     from spatialavatar.clip.importers import import_clip
+    from spatialavatar.clip.replacing import refuse_existing_clip
+    from spatialavatar.errors import SpatialAvatarError
     from spatialavatar.head.file import read_head
 
+    if identity is not None and not is_identity(identity):
+        raise SpatialAvatarError(
+            f"--identity {identity!r}: expected {IDENTITY_RULE}; for one, --identity {safe_identity(identity)}"
+        )
+    refuse_existing_clip(out, force)
     with _progress("importing") as update:
         clip = import_clip(
             source,
@@ -59,11 +70,11 @@ def synthesize(
     head: Annotated[
         str | None, typer.Option("--head", metavar="FILE", help="A head file; the built-in head when absent.")
     ] = None,
-    identity: Annotated[int, typer.Option(metavar="N", help="Number of the person: shape and colours.")] = 0,
-    motion: Annotated[int, typer.Option(metavar="N", help="Number of the performance.")] = 0,
-    frames: Annotated[int, typer.Option(metavar="N", min=1, help="Instants.")] = 100,
-    size: Annotated[int, typer.Option(metavar="PIXELS", min=8, help="Width and height.")] = 256,
-    cameras: Annotated[int, typer.Option(metavar="N", min=1, help="Cameras, all of every instant.")] = 1,
+    identity: Annotated[int, typer.Option(metavar="N", min=0, help="Number of the person: shape and colours.")] = 0,
+    motion: Annotated[int, typer.Option(metavar="N", min=0, help="Number of the performance.")] = 0,
+    frames: Annotated[int, typer.Option(metavar="N", min=1, max=999999, help="Instants.")] = 100,
+    size: Annotated[int, typer.Option(metavar="PIXELS", min=8, max=8192, help="Width and height.")] = 256,
+    cameras: Annotated[int, typer.Option(metavar="N", min=1, max=100, help="Cameras, all of every instant.")] = 1,
     test_last: TestLast = 0,
     test_cameras: Annotated[
         str, typer.Option(metavar="N,N", help="Cameras kept for testing, counted from 0, e.g. 3,7.")
@@ -78,6 +89,7 @@ def synthesize(
     spatialavatar clip synthesize --identity 1 --frames 60 --test-last 10 --out clips/made-up
     spatialavatar clip synthesize --cameras 8 --test-cameras 3,7 --out clips/stage
     """
+    from spatialavatar.clip.replacing import refuse_existing_clip
     from spatialavatar.clip.synthetic import synthesize_capture
     from spatialavatar.clip.writer import write_synthetic
     from spatialavatar.errors import SpatialAvatarError
@@ -85,7 +97,13 @@ def synthesize(
 
     if test_last >= frames:
         raise SpatialAvatarError(f"--test-last {test_last} leaves nothing to train on, expected less than {frames}")
-    held_out = _numbers(test_cameras, "--test-cameras")
+    held_out = sorted(set(_numbers(test_cameras, "--test-cameras")))
+    if held_out and not (held_out[0] >= 0 and held_out[-1] < cameras and len(held_out) < cameras):
+        raise SpatialAvatarError(
+            f"--test-cameras {test_cameras}: there are cameras 0..{cameras - 1}, one at least must be left "
+            "to train on; add some with --cameras"
+        )
+    refuse_existing_clip(out, force)
     model = read_head(head) if head else builtin_head()
     capture = synthesize_capture(model, identity=identity, motion=motion, frames=frames, size=size, cameras=cameras)
     with _progress("rendering") as update:
@@ -105,7 +123,7 @@ def synthesize(
 def validate(
     clip: Clip,
     head: Annotated[
-        str | None, typer.Option("--head", metavar="FILE", help="Check against this head, too: hash, codes, landmarks.")
+        str | None, typer.Option("--head", metavar="FILE", help="The clip's head; not needed for the built-in head.")
     ] = None,
 ) -> None:
     """List every fault of a clip with file, frame and field. Exit code 2 when there are any.
@@ -116,7 +134,7 @@ def validate(
     from spatialavatar.clip.validate import validate_clip
     from spatialavatar.head.file import read_head
 
-    model = read_head(head) if head else None
+    model = read_head(head) if head else _find_head(clip)
     with _progress("checking") as update:
         faults = validate_clip(clip, model, update)
     for fault in faults:
@@ -137,19 +155,42 @@ def inspect(
     frames: Annotated[
         str | None, typer.Option(metavar="N,N", help="Instants to show; four spread over the clip when absent.")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier picture.")] = False,
 ) -> None:
     """Draw mesh, landmarks, axes, face box and matte over some frames, to see whether the tracking is right.
 
     \b
     spatialavatar clip inspect clips/anna --head flame2020.head.safetensors --frames 0,10,20 --out anna.png
     """
+    from spatialavatar import files
     from spatialavatar.clip.inspect import inspect_clip
     from spatialavatar.clip.tracked_clip import open_clip
 
+    files.refuse_existing(out, force)
     chosen = None if frames is None else _numbers(frames, "--frames")
     opened = open_clip(clip)
     shown = inspect_clip(opened, resolve_head(opened.head, head, clip, []), out, chosen)
     typer.echo(f"{out}: {len(shown)} frames")
+
+
+def _find_head(clip: str) -> "HeadModel | None":
+    """The clip's head where it can be found; else a line that says what goes unchecked."""
+    from spatialavatar.clip.header import check_header, read_header_json
+    from spatialavatar.clip.tracked_clip import clip_folder
+    from spatialavatar.errors import SpatialAvatarError
+
+    _, header = check_header(read_header_json(clip_folder(clip)))
+    if header is None:  # a fault that is listed, and nothing else can be checked
+        return None
+    unchecked = "not checked: code and vertex counts, whether the posed head and its landmarks fit the pictures"
+    if not header.head.hash:
+        say(f"{unchecked}; clip.json does not say which head it is, name one with --head")
+        return None
+    try:
+        return resolve_head(header.head, None, clip, [])
+    except SpatialAvatarError as e:
+        say(f"{unchecked}; {e}")
+        return None
 
 
 def _summary(clip: object) -> str:

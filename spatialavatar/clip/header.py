@@ -26,6 +26,8 @@ PARAMS_FILE = "params.safetensors"
 UNFINISHED_FILE = "clip.unfinished"  # stands in the folder while a clip is being written
 MatteKind = Literal["alpha", "burnt_black", "none"]
 Picture = Literal["images", "masks", "roi"]
+PICTURES: tuple[Picture, ...] = ("images", "masks", "roi")
+IDENTITY_RULE = "letters a-z, digits, '.', '_' and '-', not '.' or '-' first, at most 100 of them"
 
 
 class FrameIndex(NamedTuple):
@@ -96,6 +98,19 @@ class ClipHeader:
         return [FrameIndex(t, c) for t in range(self.instants) for c in range(self.cameras)]
 
 
+def beside(folder: files.Location, which: Literal["new", "old"]) -> str:
+    """Where a clip stands while it takes another's place (``new``) or makes room for one (``old``)."""
+    name = f"{which}{files.TEMPORARY}"
+    if not files.is_local(folder):
+        return files.join(folder, f".{name}")
+    path = files.local_path(folder).resolve()
+    return str(path.with_name(f".{path.name}.{name}"))
+
+
+def is_identity(name: str) -> bool:
+    return jsonschema.Draft202012Validator(_schema()["properties"]["identity"]).is_valid(name)
+
+
 def safe_identity(name: str) -> str:
     """``name`` with everything that an identity cannot hold replaced by '_'."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".-")[:100] or "unnamed"
@@ -105,7 +120,7 @@ def header_from_json(value: Any, name: str) -> ClipHeader:
     """Raises SpatialAvatarError with the first fault; ``name`` of the file is for messages."""
     faults, header = check_header(value)
     if faults or header is None:
-        more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
+        more = f" (and {len(faults) - 1} more fault{'s' if len(faults) > 2 else ''})" if len(faults) > 1 else ""
         raise SpatialAvatarError(f"{name}: {faults[0].field}: {faults[0].message}{more}")
     return header
 
@@ -117,6 +132,11 @@ def read_header_json(folder: files.Location) -> Any:
         if files.exists(files.join(folder, UNFINISHED_FILE)):
             raise SpatialAvatarError(f"{folder}: writing this clip was interrupted; run the command that made it again")
         if not files.is_folder(folder):
+            if files.is_local(folder) and files.is_folder(beside(folder, "old")):
+                raise SpatialAvatarError(
+                    f"{folder}: replacing this clip was interrupted, the old one is {beside(folder, 'old')}; "
+                    "run the command that replaced it again, or rename that folder"
+                )
             raise SpatialAvatarError(f"{folder}: no such folder; a tracked clip is a folder that holds {HEADER_FILE}")
         raise SpatialAvatarError(
             f"{folder}: not a tracked clip, it holds no {HEADER_FILE}; make one with 'spatialavatar clip import'"
@@ -145,8 +165,7 @@ def check_header(value: Any) -> tuple[list[Fault], ClipHeader | None]:
     usable = {key: value[key] for key in value if key in _schema()["properties"]}
     for error in jsonschema.Draft202012Validator(_schema()).iter_errors(value):
         field = ".".join(str(p) for p in error.absolute_path) or "clip.json"
-        message = error.message if len(error.message) < 300 else error.message[:300] + " ..."
-        faults.append(_fault(field, message))
+        faults.append(_fault(field, _wording(error)))
         if error.absolute_path:
             usable.pop(str(error.absolute_path[0]), None)
     if isinstance(usable.get("fps"), float) and not math.isfinite(usable["fps"]):
@@ -177,6 +196,38 @@ def check_header(value: Any) -> tuple[list[Fault], ClipHeader | None]:
         source=ClipSource(**known["source"]),
     )
     return faults, header
+
+
+def _wording(error: jsonschema.ValidationError) -> str:
+    """What is wrong, without the schema's language."""
+    rule, limit = str(error.validator), error.validator_value
+    found = json.dumps(error.instance, default=str)
+    found = found if len(found) <= 60 else found[:60] + " ..."
+    if rule == "pattern" and error.absolute_path[-1] == "identity":
+        return f"is {found}, expected {IDENTITY_RULE}"
+    if rule == "pattern":
+        return f"is {found}, expected 64 hexadecimal digits"
+    if rule in ("minimum", "maximum") and {"minimum", "maximum"} <= set(error.schema):
+        return f"is {found}, expected {error.schema['minimum']}..{error.schema['maximum']}"
+    if rule in ("enum", "const"):
+        choices = limit if rule == "enum" else [limit]
+        return f"is {found}, expected {' or '.join(json.dumps(choice) for choice in choices)}"
+    if rule == "type":
+        return f"is {found}, expected {' or '.join([limit] if isinstance(limit, str) else limit)}"
+    if rule == "required":
+        return f"lacks {', '.join(key for key in limit if key not in error.instance)}"
+    if rule == "additionalProperties":
+        unknown = sorted(set(error.instance) - set(error.schema["properties"]))
+        return f"holds unknown keys: {json.dumps(unknown)[1:-1][:200]}"
+    worded = {
+        "exclusiveMinimum": f"more than {limit}",
+        "maximum": f"at most {limit}",
+        "maxLength": f"at most {limit} characters",
+        "uniqueItems": "each once",
+    }
+    if rule in worded:
+        return f"is {found}, expected {worded[rule]}"
+    return error.message if len(error.message) < 300 else error.message[:300] + " ..."
 
 
 _FIELDS = [f.name for f in dataclasses.fields(ClipHeader)]

@@ -1,10 +1,10 @@
 """Writing tracked clips, frame by frame.
 
 ``clip.json`` is written last: a folder without it is not a clip, so an interrupted write is never mistaken for one.
+A clip that stood there before stays until the new one is whole (replacing.py).
 """
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -13,13 +13,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from spatialavatar import files
+from spatialavatar.clip import replacing
 from spatialavatar.clip.arrays import check_arrays, write_arrays
 from spatialavatar.clip.header import (
     HEADER_FILE,
-    UNFINISHED_FILE,
     ClipHeader,
     ClipSource,
-    FrameIndex,
     MatteKind,
     Picture,
     header_from_json,
@@ -62,10 +61,11 @@ def write_clip(
     force: bool = False,
 ) -> TrackedClip:
     """Write a clip and return it opened. Encoded frames that fit are stored byte for byte; arrays are encoded as
-    JPEG (quality 95, 4:4:4) or PNG images and PNG mattes and regions. An earlier clip in ``folder`` is replaced.
+    JPEG (quality 95, 4:4:4) or PNG images and PNG mattes and regions. A complete clip in ``folder`` is replaced only
+    with ``force``, and only once the new one is whole; on any failure it is as it was.
 
-    Raises SpatialAvatarError: the folder holds something else (and not ``force``), parameters that do not fit the head
-    or are not finite, frames of another size or without the matte or region announced.
+    Raises SpatialAvatarError: the folder holds a clip or something else (and not ``force``), parameters that do not fit
+    the head or are not finite, frames of another size or without the matte or region announced.
     """
     if not head.content_hash:
         raise ValueError("the head has no content hash; read it with read_head so that the clip can name it")
@@ -99,20 +99,21 @@ def write_clip(
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise SpatialAvatarError(f"{target}: cannot write this clip: {faults[0]}{more}")
 
-    names = files.list_folder(target)
-    files.claim_output_folder(target, UNFINISHED_FILE if UNFINISHED_FILE in names else HEADER_FILE, force)
-    files.write_bytes(files.join(target, UNFINISHED_FILE), b"")
-    if HEADER_FILE in names:
-        files.remove(files.join(target, HEADER_FILE))
-    _remove_other_pictures(target, header)
-    write_arrays(target, arrays)
-    everything = header.frames()
-    for done, index in enumerate(everything):
-        _write_frame(target, header, index, frames(*index))
-        if progress is not None:
-            progress(done + 1, len(everything))
-    files.write_json(files.join(target, HEADER_FILE), header.to_json())
-    files.remove(files.join(target, UNFINISHED_FILE))
+    written = replacing.begin(target, force)
+    try:
+        write_arrays(written, arrays)
+        everything = header.frames()
+        for done, index in enumerate(everything):
+            pieces = _encoded(f"{target}: instant {index.instant}, camera {index.camera}", header, frames(*index))
+            for picture, data in pieces.items():
+                files.write_bytes(files.join(written, header.frame_file(picture, index)), data)
+            if progress is not None:
+                progress(done + 1, len(everything))
+        files.write_json(files.join(written, HEADER_FILE), header.to_json())
+        replacing.finish(written, target)
+    except BaseException:
+        replacing.abandon(written, target)
+        raise
     return open_clip(target)
 
 
@@ -175,27 +176,15 @@ def _arrays(
     return {name: np.array(t.detach().cpu().numpy(), np.float32) for name, t in tensors.items()}
 
 
-def _remove_other_pictures(folder: str, header: ClipHeader) -> None:
-    """Pictures of an earlier clip in this folder that the new one will not replace."""
-    expected = {header.frame_file(picture, index) for picture in header.pictures for index in header.frames()}
-    pictures: tuple[Picture, ...] = ("images", "masks", "roi")
-    for picture in pictures:
-        for name in files.list_folder(files.join(folder, picture)):
-            if PICTURE_NAME.fullmatch(name) and f"{picture}/{name}" not in expected:
-                files.remove(files.join(folder, picture, name))
-
-
-PICTURE_NAME = re.compile(r"[0-9]{6}(_[0-9]{2})?\.(jpg|png)")
-
-
-def _write_frame(folder: str, header: ClipHeader, index: FrameIndex, content: FrameContent) -> None:
-    where = f"{folder}: instant {index.instant}, camera {index.camera}"
+def _encoded(where: str, header: ClipHeader, content: FrameContent) -> dict[Picture, bytes]:
+    """The files of a frame, as the clip needs them; ``where`` is for messages."""
     if not isinstance(content, EncodedFrame):
         image, matte, region = (*content, None, None)[:3]
         assert image is not None
         content = EncodedFrame.from_arrays(image, matte, region, header.image_format)
-    pieces: dict[Picture, bytes | None] = {"images": content.image, "masks": content.matte, "roi": content.region}
-    for picture, data in pieces.items():
+    given: dict[Picture, bytes | None] = {"images": content.image, "masks": content.matte, "roi": content.region}
+    pieces: dict[Picture, bytes] = {}
+    for picture, data in given.items():
         if (data is not None) != (picture in header.pictures):
             said = "has none" if data is None else "was given one"
             kind = f"matte '{header.matte}', region {str(header.region).lower()}"
@@ -210,4 +199,5 @@ def _write_frame(folder: str, header: ClipHeader, index: FrameIndex, content: Fr
                 data = encode(pixels, wanted)
         except ValueError as e:
             raise SpatialAvatarError(f"{where}: {picture}: {e}") from None
-        files.write_bytes(files.join(folder, header.frame_file(picture, index)), data)
+        pieces[picture] = data
+    return pieces

@@ -1,5 +1,6 @@
 """``spatialavatar clip``: exit codes and what is printed."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from spatialavatar.cli.clip import app
+from spatialavatar.cli.main import app as program
 from spatialavatar.clip import open_clip, validate_clip
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head import HeadModel, builtin_head, write_head
@@ -100,6 +102,91 @@ def test_refused_synthesis(tmp_path: Path) -> None:
     for arguments, message in (
         (["--test-last", "3"], "leaves nothing"),
         (["--test-cameras", "x"], "numbers with commas"),
+        (["--test-cameras", "1"], r"--test-cameras 1: there are cameras 0..0"),
+        (["--test-cameras", "-1", "--cameras", "2"], "--test-cameras -1: there are cameras 0..1"),
     ):
         result = CliRunner().invoke(app, ["synthesize", "--out", str(tmp_path), "--frames", "3", *arguments])
         assert isinstance(result.exception, SpatialAvatarError) and message in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "limit"),
+    [
+        ("--size", 9000, 8192),
+        ("--size", 7, 8),
+        ("--identity", -1, 0),
+        ("--motion", -1, 0),
+        ("--cameras", 101, 100),
+        ("--frames", 10**6, 999999),
+    ],
+)
+def test_numbers_out_of_range_name_option_and_limit(tmp_path: Path, option: str, value: int, limit: int) -> None:
+    result = CliRunner().invoke(program, ["clip", "synthesize", "--out", str(tmp_path / "a"), option, str(value)])
+    assert result.exit_code == 2 and f"'{option}'" in result.output and str(limit) in result.output
+    assert not (tmp_path / "a").exists()
+
+
+def test_identities_that_cannot_name_files(tmp_path: Path, head_file: str) -> None:
+    source = write_source(tmp_path / "source")
+    for identity, suggested in (("Anna Müller", "Anna_M_ller"), ("anna\n", "anna_"), ("../x", "_x"), ("", "unnamed")):
+        arguments = ["import", str(source), "--head", head_file, "--out", str(tmp_path / "a"), "--identity", identity]
+        result = CliRunner().invoke(app, arguments)
+        assert isinstance(result.exception, SpatialAvatarError), result.output
+        assert str(result.exception).startswith(f"--identity {identity!r}: expected letters a-z, digits")
+        assert str(result.exception).endswith(f"--identity {suggested}")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_clip_is_not_replaced_unasked(tmp_path: Path, head_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused before any work starts."""
+    monkeypatch.setattr("spatialavatar.head.builtin_head", lambda: pytest.fail("worked"))
+    tiny_clip(tmp_path / "anna")
+    source = write_source(tmp_path / "source")
+    for arguments in (["synthesize"], ["import", str(source), "--head", head_file]):
+        result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "anna")])
+        assert isinstance(result.exception, SpatialAvatarError) and "replace the clip with --force" in str(
+            result.exception
+        )
+    assert open_clip(tmp_path / "anna").identity == "tiny0"
+    arguments = ["import", str(source), "--head", head_file, "--out", str(tmp_path / "anna"), "--force"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert open_clip(tmp_path / "anna").identity == "source"
+
+
+def test_inspect_keeps_what_is_there(tmp_path: Path, head_file: str) -> None:
+    tiny_clip(tmp_path / "clip")
+    out = tmp_path / "thesis.tex"
+    out.write_text("precious")
+    arguments = ["inspect", str(tmp_path / "clip"), "--head", head_file, "--out", str(out)]
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, SpatialAvatarError) and "--force" in str(result.exception)
+    assert out.read_text() == "precious"
+    assert CliRunner().invoke(app, [*arguments, "--force"]).exit_code == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_validate_finds_the_head(tmp_path: Path, head_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = tiny_head()
+    clip = tiny_clip(tmp_path / "clip")
+    landmarks = clip.camera(clip.split("all")).project(head.landmarks(head(clip.params)))[0][:, None]
+    tiny_clip(tmp_path / "clip", landmarks=landmarks * 0.1, force=True)
+    unchecked = "not checked: code and vertex counts, whether the posed head and its landmarks fit"
+    monkeypatch.delenv("SPATIALAVATAR_HEADS", raising=False)
+    result = CliRunner().invoke(app, ["validate", str(tmp_path / "clip")])
+    assert result.exit_code == 0 and "no faults" in result.stdout
+    (line,) = [line for line in result.stderr.splitlines() if "not checked" in line]
+    assert line.startswith(unchecked) and "needs head tiny" in line and "--head" in line
+
+    monkeypatch.setenv("SPATIALAVATAR_HEADS", str(Path(head_file).parent))
+    result = CliRunner().invoke(app, ["validate", str(tmp_path / "clip")])
+    assert result.exit_code == 2 and "pixels from the posed head's landmarks" in result.stdout
+    assert "not checked" not in result.stderr
+
+
+def test_validate_looks_for_the_builtin_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = {name: buffer.numpy() for name, buffer in tiny_head().named_buffers()}
+    head = write_head(tmp_path / "b.head.safetensors", replace(tiny_head().info, id="builtin-tiny"), arrays)
+    monkeypatch.setattr("spatialavatar.head.reference.builtin_head", lambda: head)
+    clip = tiny_clip(tmp_path / "clip", head=head, landmarks=torch.zeros(4, 1, 4, 2))
+    result = CliRunner().invoke(app, ["validate", clip.folder])
+    assert result.exit_code == 2 and "pixels from the posed head's landmarks" in result.stdout, result.output

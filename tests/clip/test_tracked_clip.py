@@ -176,8 +176,6 @@ def test_encoded_frames_are_stored_byte_for_byte(tmp_path: Path) -> None:
 
 
 def test_interrupted_write_leaves_no_clip(tmp_path: Path) -> None:
-    tiny_clip(tmp_path)
-
     def stop(done: int, of: int) -> None:
         if done == 2:
             raise KeyboardInterrupt
@@ -193,7 +191,7 @@ def test_interrupted_write_leaves_no_clip(tmp_path: Path) -> None:
 
 def test_a_shorter_clip_replaces_a_longer_one_whole(tmp_path: Path) -> None:
     tiny_clip(tmp_path, instants=5, cameras=2)
-    tiny_clip(tmp_path, instants=2, has_region=False)
+    tiny_clip(tmp_path, instants=2, has_region=False, force=True)
     assert files.list_folder(tmp_path / "images") == ["000000.jpg", "000001.jpg"]
     assert validate_clip(tmp_path, tiny_head()) == []
 
