@@ -4,6 +4,7 @@
 cameras see the head.
 """
 
+import itertools
 import re
 
 import numpy as np
@@ -14,6 +15,7 @@ from spatialavatar.clip.arrays import check_arrays, read_arrays
 from spatialavatar.clip.header import (
     HEADER_FILE,
     PARAMS_FILE,
+    PICTURES,
     ClipHeader,
     Fault,
     FrameIndex,
@@ -29,6 +31,7 @@ from spatialavatar.head.params import HeadParams
 from spatialavatar.splat.camera import Camera
 
 OUTSIDE_SHARE = 0.5  # a face with more of its box or landmarks than this outside the image is out of frame
+MISSING_LISTED = 20  # of a folder's missing pictures; the others are counted
 LANDMARK_ERROR = 0.1  # of the image's longer side: the mean distance at which tracked and projected points disagree
 
 
@@ -168,16 +171,13 @@ def _check_boxes_inside(header: ClipHeader, boxes: np.ndarray) -> list[Fault]:
 
 
 def _check_pictures(folder: str, header: ClipHeader, progress: Progress | None) -> list[Fault]:
+    """Work and faults grow with the files that there are, not with the frames that clip.json claims."""
     faults: list[Fault] = []
-    pictures: tuple[Picture, ...] = ("images", "masks", "roi")
-    listed = {picture: set(files.list_folder(files.join(folder, picture))) for picture in pictures}
-    expected: dict[Picture, set[str]] = {
-        picture: {header.frame_file(picture, frame).partition("/")[2] for frame in header.frames()}
-        for picture in header.pictures
-    }
+    listed = {picture: files.list_folder(files.join(folder, picture)) for picture in PICTURES}
+    present: dict[Picture, set[FrameIndex]] = {picture: set() for picture in header.pictures}
     said = {"masks": ("matte", header.matte), "roi": ("region", str(header.region).lower()), "images": ("", "")}
-    for picture in pictures:
-        if picture not in expected:
+    for picture in PICTURES:
+        if picture not in header.pictures:
             if listed[picture]:
                 field, value = said[picture]
                 message = f"is '{value}', but the folder {picture}/ holds {len(listed[picture])} files"
@@ -187,22 +187,41 @@ def _check_pictures(folder: str, header: ClipHeader, progress: Progress | None) 
             field, value = said[picture]
             message = f"is '{value}', but there is no folder {picture}/ with pictures"
             faults.append(Fault(HEADER_FILE, None, field, message))
-        for name in sorted(listed[picture] - expected[picture]):
-            message = f"belongs to no frame: clip.json says {header.instants} instants, {header.cameras} cameras"
-            faults.append(Fault(f"{picture}/{name}", _frame_of(name), "file", message))
+        for name in listed[picture]:
+            frame = _frame_of(name)
+            claimed = frame is not None and frame.instant < header.instants and frame.camera < header.cameras
+            if frame is not None and claimed and header.frame_file(picture, frame) == f"{picture}/{name}":
+                present[picture].add(frame)
+            else:
+                message = f"belongs to no frame: clip.json says {header.instants} instants, {header.cameras} cameras"
+                faults.append(Fault(f"{picture}/{name}", frame, "file", message))
 
-    frames = header.frames()
+    for picture in header.pictures:
+        if listed[picture] or picture == "images":
+            faults += _missing(header, picture, present[picture])
+    frames = sorted(set().union(*present.values()))
     for done, frame in enumerate(frames):
         for picture in header.pictures:
-            name = header.frame_file(picture, frame)
-            if name.partition("/")[2] in listed[picture]:
+            if frame in present[picture]:
+                name = header.frame_file(picture, frame)
                 problem = _picture_problem(files.join(folder, name), header, picture)
                 if problem:
                     faults.append(Fault(name, frame, *problem))
-            elif listed[picture] or picture == "images":
-                faults.append(Fault(name, frame, "file", "is missing"))
         if progress is not None:
             progress(done + 1, len(frames))
+    return faults
+
+
+def _missing(header: ClipHeader, picture: Picture, present: set[FrameIndex]) -> list[Fault]:
+    absent = (FrameIndex(t, c) for t in range(header.instants) for c in range(header.cameras) if (t, c) not in present)
+    faults = [
+        Fault(header.frame_file(picture, frame), frame, "file", "is missing")
+        for frame in itertools.islice(absent, MISSING_LISTED)
+    ]
+    more = header.instants * header.cameras - len(present) - len(faults)
+    if more:
+        message = f"{more} more are missing: clip.json says {header.instants} instants, {header.cameras} cameras"
+        faults.append(Fault(f"{picture}/", None, "files", message))
     return faults
 
 
