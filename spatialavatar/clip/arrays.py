@@ -37,16 +37,27 @@ SHORTEST_FOCAL = 0.1  # of the image's longer side (157 degrees); normalised int
 
 
 def write_arrays(folder: files.Location, arrays: dict[str, np.ndarray]) -> None:
-    files.write_tensors(files.join(folder, PARAMS_FILE), arrays, {"format": FORMAT, "version": str(VERSION)})
+    metadata = {"format": FORMAT, "version": str(VERSION), "hash": files.content_hash(arrays)}
+    files.write_tensors(files.join(folder, PARAMS_FILE), arrays, metadata)
 
 
 def read_arrays(folder: files.Location) -> dict[str, np.ndarray]:
-    """Raises SpatialAvatarError: no such file, damaged, not ours."""
+    """Raises SpatialAvatarError: no such file, damaged, not ours. A file of other tools may go without a hash."""
     location = files.join(folder, PARAMS_FILE)
     arrays, metadata = files.read_tensors(location)
     if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
         found = f"{metadata.get('format')} version {metadata.get('version')}"
         raise SpatialAvatarError(f"{location}: is {found}, expected {FORMAT} version {VERSION}; import the clip again")
+    unknown = sorted(set(metadata) - {"format", "version", "hash"})
+    if unknown:
+        raise SpatialAvatarError(
+            f"{location}: unknown metadata {unknown[0]!r}; restore the file or import the clip again"
+        )
+    if "hash" in metadata and metadata["hash"] != files.content_hash(arrays):
+        raise SpatialAvatarError(
+            f"{location}: the values are not those that were written (their hash differs); "
+            "restore the file or import the clip again"
+        )
     return arrays
 
 
