@@ -196,6 +196,9 @@ def test_wrong_requests_are_refused(head: HeadModel) -> None:
         synthesize_capture(head, identity=0, motion=0, frames=0, size=64)
     with pytest.raises(SpatialAvatarError, match="test_last"):
         synthesize_capture(head, identity=0, motion=0, frames=5, size=64, test_last=5)
+    for identity, motion in ((-1, 0), (0, -1)):
+        with pytest.raises(SpatialAvatarError, match="numbers from 0 up"):
+            synthesize_capture(head, identity=identity, motion=motion, frames=5, size=64)
 
 
 def test_noise_is_smooth_and_centred() -> None:

@@ -89,6 +89,8 @@ def synthesize_capture(
         raise SpatialAvatarError(
             f"synthetic capture of {frames} frames, {size} pixels, {cameras} cameras: at least 1, 8 and 1 are needed"
         )
+    if identity < 0 or motion < 0:
+        raise SpatialAvatarError(f"synthetic capture: identity {identity}, motion {motion}: expected numbers from 0 up")
     if not 0 <= test_last < frames:
         raise SpatialAvatarError(f"test_last {test_last}: must be from 0 to {frames - 1} in a clip of {frames} frames")
     person = draw_person(identity)
