@@ -58,7 +58,10 @@ def bind_cpu(
             )
     frames = _face_frames(vertices, faces)
     means, quats, scales = _Bind.apply(local.position, local.rotation, local.log_scale, frames, face_index)
-    return WorldGaussians(means, quats, scales, local.color, torch.sigmoid(local.opacity_logit))
+    # row by row: torch rounds the last few elements of an array otherwise than the rest, which would tie a subject's
+    # numbers to its place in the batch
+    opacities = torch.stack([torch.sigmoid(row) for row in local.opacity_logit])
+    return WorldGaussians(means, quats, scales, local.color, opacities)
 
 
 def _face_frames(vertices: Float[Tensor, "B V 3"], faces: Int[Tensor, "F 3"]) -> np.ndarray:
@@ -77,7 +80,8 @@ class _Bind(torch.autograd.Function):
         parents = face_index.long().contiguous().numpy()
         rotation = rotation.detach().contiguous()
         means, quats = (torch.empty(t.shape, dtype=torch.float32) for t in (position, rotation))
-        scales = log_scale.detach().contiguous().exp()  # vectorised, unlike a kernel's; times s in the kernel
+        # vectorised, unlike a kernel's, and row by row as the opacities; times s in the kernel
+        scales = torch.stack([row.exp() for row in log_scale.detach()])
         with kernel_guard():
             _place(
                 position.detach().contiguous().numpy(),
