@@ -9,6 +9,7 @@ from spatialavatar.cli.console import DeviceOption, choose_device, progress, say
 
 SIZE = 256  # pixels
 UV_RESOLUTION = 128
+POSITION_RATE = 2e-4  # metres
 FRAMES, HELD_OUT = 64, 12
 DRIVER_FRAMES = 75
 CAMERAS, HELD_OUT_CAMERA = 5, 2  # on a frontal arc of 120 degrees: 0 before the face, 1 and 2 half way, 3 and 4 outside
@@ -47,7 +48,7 @@ def demo(
     from spatialavatar.evaluation.self_reenactment import compare, evaluate, spread
     from spatialavatar.head.builtin import generate_head
     from spatialavatar.head.file import write_head
-    from spatialavatar.refine import Progress, RefineConfig, refine_clip, template_start
+    from spatialavatar.refine import LearningRates, Progress, RefineConfig, refine_clip, template_start
 
     began = time.perf_counter()
     where = choose_device(device)
@@ -75,7 +76,9 @@ def demo(
         )
 
     say(f"3/5 refinement from the template skin, on {len(clip.split('train'))} images")
-    config = RefineConfig(iterations=iterations, resolution=SIZE, uv_resolution=UV_RESOLUTION)
+    # its tracking is exact, so that less position needs to move than in a real clip (configs/refine.yaml)
+    rates = LearningRates(position=POSITION_RATE)
+    config = RefineConfig(iterations=iterations, resolution=SIZE, uv_resolution=UV_RESOLUTION, learning_rates=rates)
     avatar_folder = files.join(out, "avatar")
     with progress("refining", iterations) as update:
 

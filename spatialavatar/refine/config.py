@@ -16,7 +16,7 @@ Background = Literal["random", "white", "black"]
 class LearningRates(Config):
     """Adam's start values; one cosine decays them all to zero over the run."""
 
-    position: float = Field(2e-4, ge=0)  # metres
+    position: float = Field(4e-4, ge=0)  # metres
     rotation: float = Field(5e-3, ge=0)  # quaternion components
     log_scale: float = Field(6e-2, ge=0)
     color: float = Field(1e-2, ge=0)  # logit of the colour
