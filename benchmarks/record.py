@@ -111,7 +111,7 @@ def command_line() -> str:
 
     def shown(argument: str) -> str:
         path = Path(argument)
-        if "=" in argument or not path.exists():
+        if not path.is_absolute() and ("=" in argument or not path.exists()):
             return argument
         resolved = path.resolve()
         return str(resolved.relative_to(root)) if resolved.is_relative_to(root) else path.name

@@ -19,7 +19,7 @@ from spatialavatar.splat.camera import Camera
 
 FOCAL = 2.2  # of the orbiting camera, in picture widths: a portrait lens
 FILL = 0.8  # share of the picture's height that the head fills before the orbiting camera
-YAW, PITCH = math.radians(60), math.radians(12)  # reach of the orbit to each side
+YAW, PITCH = math.radians(35), math.radians(10)  # reach of the orbit to each side
 
 
 def driven_frames(
