@@ -1,15 +1,16 @@
 """The whole way on CUDA: refinement (alone and batched), resume, evaluation, animation; against the CPU."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from spatialavatar.avatar import AvatarRenderer, read_avatar
+from spatialavatar.avatar import Avatar, AvatarRenderer, read_avatar
 from spatialavatar.avatar.animate import driven_frames
 from spatialavatar.evaluation.self_reenactment import evaluate
 from spatialavatar.losses.photometric import ssim
-from spatialavatar.refine import Refinement, Subject, refine_clip, template_start
+from spatialavatar.refine import Progress, Refinement, StopRefinement, Subject, refine_clip, template_start
 from spatialavatar.splat.gaussians import LocalGaussians
 from tests.builders.clips import tiny_clip, tiny_head
 from tests.refine.test_loop import FAST, UV, clips, config
@@ -59,6 +60,24 @@ def test_refine_evaluate_and_animate(tmp_path: Path) -> None:
     frames = clip.split("all")
     assert len(list(driven_frames(renderer, clip.params_at(frames), clip.camera(frames), torch.ones(3)))) == 5
     assert tiny_head().template.device.type == "cpu", "the caller's head stays where it was"
+
+
+def test_stopped_run_goes_on(tmp_path: Path) -> None:
+    clip = tiny_clip(tmp_path / "clip", instants=5, width=32, height=32)
+    settings = config("iterations=8", "log_every=4", *FAST)
+
+    def stop(progress: Progress) -> None:
+        if progress.iteration == 5:
+            raise StopRefinement
+
+    def refine(**options: Any) -> Avatar:
+        return refine_clip(
+            clip, tiny_head(), template_start(tiny_head(), UV), settings, tmp_path / "a", device="cuda", **options
+        )
+
+    with pytest.raises(StopRefinement):
+        refine(observe=stop)
+    assert refine(resume=True).provenance["metrics"]["iterations"] == 8
 
 
 def test_ssim_is_not_rounded_to_tf32() -> None:

@@ -77,6 +77,10 @@ class Refinement:
         groups = [{"params": [p[name] for p in self.parameters], "name": name} for name in NAMES]
         self.optimizer = torch.optim.Adam(groups, eps=ADAM_EPS, fused=True)
 
+    @property
+    def device(self) -> torch.device:
+        return self._rest_scale.device
+
     def gaussians(self) -> LocalGaussians:
         """The current Gaussians, detached."""
         detached = [{name: tensor.detach() for name, tensor in p.items()} for p in self.parameters]
@@ -126,13 +130,13 @@ class Refinement:
         return tensors
 
     def load_state(self, tensors: dict[str, Tensor], iteration: int, subject: int = 0) -> None:
-        device = self._rest_scale.device
         self.iteration = iteration
-        self.initial_log_scale[subject] = tensors["initial_log_scale"].to(device)
+        self.initial_log_scale[subject] = tensors["initial_log_scale"].to(self.device)
         with torch.no_grad():
             for name, parameter in self.parameters[subject].items():
                 parameter.copy_(tensors[name])
-                moments = {key: tensors[f"{name}.{key}"].to(device) for key in MOMENTS if f"{name}.{key}" in tensors}
+                stored = {key: tensors.get(f"{name}.{key}") for key in MOMENTS}
+                moments = {key: value.to(self.device) for key, value in stored.items() if value is not None}
                 if moments:
                     self.optimizer.state[parameter] = {**moments, "step": moments["step"].reshape(())}
 

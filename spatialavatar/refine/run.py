@@ -178,7 +178,7 @@ class _Run:
         saved = checkpoints.load_checkpoint(self.out, self.inputs)
         self.refinement.load_state(saved.tensors, saved.iteration)
         self.seconds = saved.seconds
-        self._window = [torch.tensor(terms) for terms in saved.window]
+        self._window = [torch.tensor(terms, device=self.refinement.device) for terms in saved.window]
         where = files.join(self.out, LOG)
         lines = files.read_bytes(where).decode().splitlines() if files.exists(where) else []
         # lines of iterations that the killed run did after its checkpoint are done again

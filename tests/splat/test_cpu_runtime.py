@@ -169,4 +169,3 @@ def test_cache_notices_other_files(tmp_path, monkeypatch):
 
     assert double(4) == 8
     assert double._cache._cache_file._source_stamp == runtime._source_digest(Path(__file__))
-
