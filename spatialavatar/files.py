@@ -14,7 +14,7 @@ import tempfile
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 import numpy as np
@@ -187,9 +187,10 @@ def _npz_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
 
 def read_tensors(location: Location) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Arrays and metadata of a safetensors file."""
-    metadata = read_tensor_metadata(location)
+    data = read_bytes(location)
+    metadata = _tensor_metadata(location, io.BytesIO(data))
     try:
-        return safetensors.numpy.load(read_bytes(location)), metadata
+        return safetensors.numpy.load(data), metadata
     except (SafetensorError, ValueError, KeyError) as e:
         raise _unreadable(location, e) from None
 
@@ -199,16 +200,21 @@ def read_tensor_metadata(location: Location) -> dict[str, str]:
     fs, path = _filesystem(location)
     try:
         with fs.open(path, "rb") as f:
-            size = int.from_bytes(f.read(8), "little")
-            if size > _LARGEST_HEADER:
-                raise ValueError("header too large")
-            metadata = json.loads(json.loads(f.read(size)).get("__metadata__", {}).get(_METADATA_KEY, "{}"))
-        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-            raise ValueError("its metadata are no texts by name")
+            return _tensor_metadata(location, f)
     except FileNotFoundError:
         raise SpatialAvatarError(f"{location}: no such file") from None
     except IsADirectoryError:
         raise SpatialAvatarError(f"{location}: is a folder, a file was expected") from None
+
+
+def _tensor_metadata(location: Location, stream: IO[bytes]) -> dict[str, str]:
+    try:
+        size = int.from_bytes(stream.read(8), "little")
+        if size > _LARGEST_HEADER:
+            raise ValueError("header too large")
+        metadata = json.loads(json.loads(stream.read(size)).get("__metadata__", {}).get(_METADATA_KEY, "{}"))
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("its metadata are no texts by name")
     except (ValueError, AttributeError, TypeError, RecursionError) as e:
         raise _unreadable(location, e) from None
     return metadata

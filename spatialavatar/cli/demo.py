@@ -26,14 +26,13 @@ def demo(
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that holds something else.")] = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """See it work: synthetic capture -> refined avatar -> metrics, pictures, animation. About 3 minutes on 2 cores.
+    """See it work: synthetic capture -> refined avatar -> metrics, pictures, animation. About 2 minutes on 2 cores.
 
     \b
     spatialavatar demo --out demo
     """
     import time
 
-    import cv2
     import numpy as np
     import torch
 
@@ -41,6 +40,7 @@ def demo(
     from spatialavatar.avatar import AvatarRenderer
     from spatialavatar.avatar.animate import driven_frames, write_video
     from spatialavatar.clip import write_synthetic
+    from spatialavatar.clip.pictures import encode
     from spatialavatar.clip.synthetic import synthesize_capture
     from spatialavatar.clip.tracked_clip import Split
     from spatialavatar.evaluation.contact_sheet import contact_sheet, titled, to_bytes
@@ -105,7 +105,7 @@ def demo(
         for s, name in zip(splits, ("unseen ", "unseen view, "))
     ]
     sheet = np.concatenate(sheets, 0)
-    files.write_bytes(files.join(out, "contact_sheet.png"), cv2.imencode(".png", sheet[..., ::-1])[1].tobytes())
+    files.write_bytes(files.join(out, "contact_sheet.png"), encode(sheet, "png"))
 
     say("5/5 animation with the other person's motion")
     indices = driver.split("all")

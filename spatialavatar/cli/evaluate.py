@@ -118,13 +118,12 @@ def report(
     if out is not None:
         files.write_json(out, result)
     if sheet is not None:
-        import cv2
-
+        from spatialavatar.clip.pictures import encode
         from spatialavatar.evaluation.contact_sheet import contact_sheet
 
         frames = spread(clip.split(split), SHEET_ROWS)
         picture = contact_sheet(list(compare(renderer, clip, frames, size, behind)))
-        files.write_bytes(sheet, cv2.imencode(".png", picture[..., ::-1])[1].tobytes())
+        files.write_bytes(sheet, encode(picture, "png"))
     return result
 
 

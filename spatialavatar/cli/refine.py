@@ -66,7 +66,6 @@ def refine(
     where = choose_device(device)
     footage = open_clip(clip)
     model = resolve_head(footage.head, head, clip, [footage.folder])
-    footage.require_head(model)
     if resume and not force and is_finished(out):
         say(f"{out}: already finished; replace it with --force")
         return

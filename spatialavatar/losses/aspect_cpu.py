@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from spatialavatar.splat.cpu.runtime import kernel, kernel_guard
+from spatialavatar.splat.cpu.runtime import NAN_SAFE_FASTMATH, kernel, kernel_guard
 
 _BLOCKS = 16  # of Gaussians, per subject: the grain of the parallel loop and of the sums
 _LARGEST = np.float32(1e30)  # pixels^2
@@ -28,9 +28,6 @@ _LEAST_QUATERNION, _LEAST_MEAN, _LEAST_DISCRIMINANT, _LEAST_DETERMINANT = (
     np.float32(v) for v in (1e-30, 1e-16, 1e-12, 1e-24)
 )
 _ZERO, _HALF, _ONE, _TWO = (np.float32(v) for v in (0, 0.5, 1, 2))
-
-# Everything of fastmath but the promise that there is no NaN.
-_FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
 
 def aspect_loss_cpu(
@@ -83,7 +80,7 @@ class _Aspect(torch.autograd.Function):
         return means, quats, scales, None, None, None, None, None
 
 
-@kernel(parallel=True, fastmath=_FASTMATH)
+@kernel(parallel=True, fastmath=NAN_SAFE_FASTMATH)
 def _aspect(  # type: ignore[no-untyped-def]
     means,
     quats,

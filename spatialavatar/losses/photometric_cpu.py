@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from spatialavatar.errors import SpatialAvatarError
-from spatialavatar.splat.cpu.runtime import kernel, kernel_guard
+from spatialavatar.splat.cpu.runtime import NAN_SAFE_FASTMATH, kernel, kernel_guard
 
 _BLOCKS = 16  # of rows, per image: the grain of the parallel loops and of the sums
 _RADIUS = 5
@@ -31,9 +31,6 @@ _W0, _W1, _W2, _W3, _W4, _W5 = (
 _WINDOW = (_W0, _W1, _W2, _W3, _W4, _W5, _W4, _W3, _W2, _W1, _W0)
 _C1, _C2 = np.float32(0.01**2), np.float32(0.03**2)
 _ZERO, _ONE, _TWO = np.float32(0), np.float32(1), np.float32(2)
-
-# Everything of fastmath but the promise that there is no NaN: a broken rendering must show in the loss.
-_FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
 
 def l1_and_ssim_cpu(
@@ -118,7 +115,7 @@ class _L1AndSsim(torch.autograd.Function):
         return torch.from_numpy(features_gradient), torch.from_numpy(alpha_gradient), None, None, None, None, None
 
 
-@kernel(parallel=True, fastmath=_FASTMATH)
+@kernel(parallel=True, fastmath=NAN_SAFE_FASTMATH)
 def _composite_planes(features, alpha, target, region, background, prediction_planes, target_planes, l1_sums):  # type: ignore[no-untyped-def]
     """``photometric.composite_rendering``, the target beside it in planes, and the sums of |p - y|."""
     batch, height, width = region.shape
@@ -140,7 +137,7 @@ def _composite_planes(features, alpha, target, region, background, prediction_pl
         l1_sums[b, block] = total
 
 
-@kernel(parallel=True, fastmath=_FASTMATH)
+@kernel(parallel=True, fastmath=NAN_SAFE_FASTMATH)
 def _ssim_and_derivatives(prediction_planes, target_planes, derivatives, ssim_sums):  # type: ignore[no-untyped-def]
     """Sums of SSIM over pixels and channels, and its derivatives in E[p], E[p^2], E[p y] at each pixel."""
     height, width = prediction_planes.shape[1:]
@@ -163,7 +160,7 @@ def _ssim_and_derivatives(prediction_planes, target_planes, derivatives, ssim_su
         ssim_sums[b, block] = total
 
 
-@kernel(parallel=True, fastmath=_FASTMATH)
+@kernel(parallel=True, fastmath=NAN_SAFE_FASTMATH)
 def _gradients(  # type: ignore[no-untyped-def]
     prediction_planes, target_planes, derivatives, region, background, weights, features_gradient, alpha_gradient
 ):
@@ -204,7 +201,7 @@ def _gradients(  # type: ignore[no-untyped-def]
                 alpha_gradient[b, y, x] = alpha_row[x]
 
 
-@kernel(inline=True, fastmath=_FASTMATH)
+@kernel(inline=True, fastmath=NAN_SAFE_FASTMATH)
 def _add_moments(p_row, y_row, weight, columns):  # type: ignore[no-untyped-def]
     p_sum, y_sum, square_sum, product_sum = columns[0, 5:], columns[1, 5:], columns[2, 5:], columns[3, 5:]
     for x in range(p_row.size):
@@ -216,14 +213,14 @@ def _add_moments(p_row, y_row, weight, columns):  # type: ignore[no-untyped-def]
         product_sum[x] += wp * y
 
 
-@kernel(inline=True, fastmath=_FASTMATH)
+@kernel(inline=True, fastmath=NAN_SAFE_FASTMATH)
 def _add_scaled(row, weight, column):  # type: ignore[no-untyped-def]
     inner = column[5:]
     for x in range(row.size):
         inner[x] += weight * row[x]
 
 
-@kernel(inline=True, fastmath=_FASTMATH)
+@kernel(inline=True, fastmath=NAN_SAFE_FASTMATH)
 def _blur_along_row(padded, blurred):  # type: ignore[no-untyped-def]
     for x in range(blurred.size):
         blurred[x] = (
@@ -236,7 +233,7 @@ def _blur_along_row(padded, blurred):  # type: ignore[no-untyped-def]
         )
 
 
-@kernel(inline=True, fastmath=_FASTMATH)
+@kernel(inline=True, fastmath=NAN_SAFE_FASTMATH)
 def _ssim_row(moments, in_mean, in_square, in_product):  # type: ignore[no-untyped-def]
     """The sum of SSIM over one row; fills its derivatives in E[p], E[p^2] and E[p y]."""
     total = _ZERO
@@ -260,7 +257,7 @@ def _ssim_row(moments, in_mean, in_square, in_product):  # type: ignore[no-untyp
     return total
 
 
-@kernel(inline=True, fastmath=_FASTMATH)
+@kernel(inline=True, fastmath=NAN_SAFE_FASTMATH)
 def _gradient_row(p_row, y_row, blurred, l1_weight, ssim_weight, region_row, gradient):  # type: ignore[no-untyped-def]
     for x in range(gradient.size):
         p, y = p_row[x], y_row[x]

@@ -95,7 +95,7 @@ def refine_clip(
     """
     device = torch.device(device)
     head = head.on(device)
-    clip.require_head(head)
+    subject = Subject(clip, head, config.resolution, config.frame_memory_gb * 1e9, device)
     inputs = {
         "config": config.model_dump(mode="json"),
         "clip": _clip_facts(clip),
@@ -104,7 +104,6 @@ def refine_clip(
         "start": start.origin,
     }
     claim_folder(out, resume, force)  # deletes nothing: what is replaced goes when all input has proved sound
-    subject = Subject(clip, head, config.resolution, config.frame_memory_gb * 1e9, device)
     layout = start.layout.to(device)
     refinement = Refinement([subject], head, layout, start.gaussians.to(device), config)
     run = _Run(refinement, out, inputs, observe)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from spatialavatar.errors import SpatialAvatarError
-from spatialavatar.splat.cpu.runtime import kernel, kernel_guard
+from spatialavatar.splat.cpu.runtime import NAN_SAFE_FASTMATH, kernel, kernel_guard
 from spatialavatar.splat.gaussians import LocalGaussians, WorldGaussians
 
 _BLOCKS = 16  # of faces or Gaussians, per subject: the grain of the parallel loops
@@ -24,9 +24,6 @@ _ZERO, _HALF, _ONE, _THREE = (np.float32(v) for v in (0, 0.5, 1, 3))
 
 # Columns of a face's frame: centroid 3, rotation 9 (row-major), quaternion 4 (wxyz), scale.
 _CENTROID, _ROTATION, _QUATERNION, _SCALE, _FRAME_SIZE = 0, 3, 12, 16, 17
-
-# Everything of fastmath but the promise that there is no NaN.
-_FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
 
 def bind_cpu(
@@ -115,7 +112,7 @@ class _Bind(torch.autograd.Function):
         return in_position, in_rotation, scales_gradient * scales, None, None
 
 
-@kernel(parallel=True, fastmath=_FASTMATH)
+@kernel(parallel=True, fastmath=NAN_SAFE_FASTMATH)
 def _place(position, rotation, frames, parents, means, quats, scales):  # type: ignore[no-untyped-def]
     """x = R x_local s + c; q = q_face (x) unit(q_local); ``scales`` holds exp(log_scale) and is multiplied by s."""
     batch, count = position.shape[:2]
@@ -140,7 +137,7 @@ def _place(position, rotation, frames, parents, means, quats, scales):  # type: 
             quats[b, i, 3] = pw * z + px * y - py * x + pz * w
 
 
-@kernel(parallel=True, fastmath=_FASTMATH)
+@kernel(parallel=True, fastmath=NAN_SAFE_FASTMATH)
 def _place_backward(  # type: ignore[no-untyped-def]
     means_gradient, quats_gradient, rotation, frames, parents, in_position, in_rotation
 ):
@@ -177,7 +174,7 @@ def _place_backward(  # type: ignore[no-untyped-def]
             in_rotation[b, i, 3] = (uz - along * z) * per_length
 
 
-@kernel(parallel=True, fastmath=_FASTMATH)
+@kernel(parallel=True, fastmath=NAN_SAFE_FASTMATH)
 def _frames(vertices, faces, frames):  # type: ignore[no-untyped-def]
     """``binding.triangle_frames`` with its fallbacks on degenerate triangles."""
     batch, count = vertices.shape[0], faces.shape[0]
@@ -217,7 +214,7 @@ def _frames(vertices, faces, frames):  # type: ignore[no-untyped-def]
             _rotation_to_quaternion(frame)
 
 
-@kernel(inline=True, fastmath=_FASTMATH)
+@kernel(inline=True, fastmath=NAN_SAFE_FASTMATH)
 def _rotation_to_quaternion(frame):  # type: ignore[no-untyped-def]
     """``binding.rotation_to_quaternion`` of the frame's rotation, into its quaternion."""
     m00, m01, m02 = frame[_ROTATION + 0], frame[_ROTATION + 1], frame[_ROTATION + 2]

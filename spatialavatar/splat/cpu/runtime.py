@@ -25,6 +25,9 @@ from spatialavatar.splat.process import forked
 # OpenMP is what the kernels were measured with; every layer is safe here, because calls are serialised.
 numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]  # type: ignore[attr-defined]
 
+# Everything of fastmath but the promise that there is no NaN: a broken input must show in the result.
+NAN_SAFE_FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
+
 _one_at_a_time = threading.RLock()
 _scratch_buffers: dict[str, np.ndarray] = {}  # only touched inside the guard
 
@@ -50,7 +53,8 @@ def kernel(*, parallel: bool = False, fastmath: bool | set[str] = False, inline:
 
     Numba's own cache looks only at the file of the function itself, and silently reuses code that has inlined
     something old from another file. ``fastmath=True`` assumes that no value is NaN or infinite; kernels that test for
-    those take ``fastmath={"contract"}``. ``inline=True`` is for small functions called by kernels.
+    those take ``fastmath={"contract"}``, kernels that must pass them on NAN_SAFE_FASTMATH. ``inline=True`` is for small
+    functions called by kernels.
     """
 
     def compile_lazily(function: Callable[..., Any]) -> Any:
