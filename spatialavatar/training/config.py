@@ -1,0 +1,92 @@
+"""What a training run can be told (method.md section 3); configs/phase1.yaml and phase2.yaml explain each value."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from spatialavatar.config import Config
+from spatialavatar.generator.config import GeneratorConfig
+
+
+class SyntheticData(Config):
+    """People made up from the built-in head, drawn by number: no disk is needed."""
+
+    identities: int = Field(256, ge=1)
+    first_identity: int = Field(0, ge=0)  # numbers first_identity .. first_identity + identities - 1
+    instants: int = Field(16, ge=2)  # of each capture
+    cameras: int = Field(1, ge=1)  # 1: a monocular clip with a moving head; more: a synchronized take on a frontal arc
+    texture_size: int = Field(256, ge=16)  # of the painted surface
+
+
+class DataConfig(Config):
+    """Where training samples come from: exactly one of the two."""
+
+    synthetic: SyntheticData | None = None
+    clips: tuple[str, ...] = ()  # folders of tracked clips, or patterns such as data/*
+    memory_gb: float = Field(2.0, ge=0)  # decoded frames kept in memory
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "DataConfig":
+        if (self.synthetic is None) == (not self.clips):
+            raise ValueError("give either data.synthetic or data.clips")
+        return self
+
+
+class SamplerConfig(Config):
+    max_sources: int = Field(4, ge=1, le=16)  # K is uniform on 1 .. this
+    temperature_start: float = Field(2.0, gt=0)  # of the softmax over difficulty that draws source[0]
+    temperature_end: float = Field(0.5, gt=0)
+    temperature_share: float = Field(0.25, ge=0, le=1)  # of the training over which it falls linearly
+    cross_time: float = Field(0.25, ge=0, le=1)  # Phase 2: share of samples across time, the rest across cameras
+
+
+class LossWeights(Config):
+    lambda_1: float = Field(1.0, ge=0)
+    lambda_ms: float = Field(1.0, ge=0)
+    lambda_lp: float = Field(1.0, ge=0)
+    lambda_box: float = Field(1.0, ge=0)
+    lambda_ps: float = Field(1e-2, ge=0)
+    lambda_ss: float = Field(1e-2, ge=0)
+    lambda_jac: float = Field(1e-1, ge=0)
+    lambda_delta: float = Field(0.0, ge=0)  # 1e-2 in Phase 2
+    lambda_sp: float = Field(0.0, ge=0)  # 1e-3 in Phase 2: the anchor at the Phase-1 weights
+    face_box_dilation: float = Field(1.65, gt=0)
+
+
+class OptimizerConfig(Config):
+    kind: Literal["adam", "adamw"] = "adam"
+    learning_rate: float = Field(2.5e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    clip_norm: float = Field(5.0, gt=0)  # of the gradient
+    lr_decay: float = Field(1.0, gt=0, le=1)  # gamma_LR: factor per layer of the encoder, counted from its output
+
+
+class ScheduleConfig(Config):
+    kind: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: int = Field(0, ge=0)  # linear from zero
+    decay_steps: int | None = Field(None, ge=1)  # until ``end`` is reached, warm-up included; None: all steps
+    end: float = Field(0.1, ge=0, le=1)  # share of the learning rate at the end of the decay
+
+
+class TrainConfig(Config):
+    phase: Literal[1, 2] = 1  # 1: monocular-temporal; 2: multi-view-spatial
+    phase1_checkpoint: str | None = None  # Phase 2: a Phase-1 run or checkpoint to go on from
+    generator: GeneratorConfig = GeneratorConfig()
+    head: str | None = None  # head file; None: the built-in one
+    data: DataConfig
+    sampler: SamplerConfig = SamplerConfig()
+    loss: LossWeights = LossWeights()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    steps: int = Field(200_000, ge=1)
+    batch_size: int = Field(48, ge=1)
+    resolution: int = Field(512, ge=32)  # pixels of the target's longer side
+    precision: Literal["fp32", "bf16"] = "fp32"
+    gradient_checkpointing: bool = False
+    compile: bool = False  # torch.compile for encoder and StyleUNet (CUDA)
+    seed: int = Field(0, ge=0)
+    log_every: int = Field(50, ge=1)  # steps
+    sheet_every: int = Field(1000, ge=1)  # steps between sample sheets
+    checkpoint_every: int = Field(1000, ge=1)  # steps
+    keep_checkpoints: int = Field(3, ge=1)  # newest ones kept
