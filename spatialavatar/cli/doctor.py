@@ -128,7 +128,7 @@ def _ffmpeg() -> Finding:
 
 
 def _lpips() -> Finding:
-    from spatialavatar.evaluation.lpips_weights import WEIGHTS_VARIABLE, find_local_features
+    from spatialavatar.losses.lpips_weights import WEIGHTS_VARIABLE, find_local_features
 
     try:
         where = find_local_features()

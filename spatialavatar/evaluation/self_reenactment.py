@@ -18,7 +18,8 @@ from spatialavatar.avatar import AvatarRenderer
 from spatialavatar.clip import FrameIndex, TrackedClip
 from spatialavatar.clip.tracked_clip import Split
 from spatialavatar.errors import SpatialAvatarError
-from spatialavatar.evaluation.metrics import LPIPS_LEAST_SIZE, Lpips, mse, psnr, ssim
+from spatialavatar.evaluation.metrics import mse, psnr, ssim
+from spatialavatar.losses.perceptual import LPIPS_LEAST_SIZE, Lpips
 from spatialavatar.losses.photometric import composite, composite_rendering
 from spatialavatar.refine.anti_spike import max_aspect_ratio
 

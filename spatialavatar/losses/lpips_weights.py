@@ -46,6 +46,26 @@ def load_alexnet_features(path: Location | None = None) -> dict[str, Tensor] | N
     None comes with one logged line that says what to do. Raises SpatialAvatarError when a file that was named or
     found cannot be used.
     """
+    try:
+        return _features(path)
+    except _NoWeights as e:
+        logger.warning("LPIPS is left out: %s", e)
+        return None
+
+
+def require_alexnet_features(path: Location | None = None) -> dict[str, Tensor]:
+    """The same for a training that asks for LPIPS: raises SpatialAvatarError when there are none anywhere."""
+    try:
+        return _features(path)
+    except _NoWeights as e:
+        raise SpatialAvatarError(f"LPIPS cannot be trained on: {e}; or set loss.lambda_lp to 0") from None
+
+
+class _NoWeights(Exception):
+    """None here and none to be had; the message says why and what to do."""
+
+
+def _features(path: Location | None) -> dict[str, Tensor]:
     found = find_local_features(path)
     if found is not None:
         return read_alexnet_features(found)
@@ -53,15 +73,10 @@ def load_alexnet_features(path: Location | None = None) -> dict[str, Tensor] | N
     try:
         data = _download(DOWNLOAD_URL)
     except OSError as e:
-        logger.warning(
-            "LPIPS is left out: no AlexNet weights here and the download failed (%s); set %s to a file with them "
-            "or copy %s to %s",
-            getattr(e, "reason", None) or e,
-            WEIGHTS_VARIABLE,
-            DOWNLOAD_URL,
-            cache,
-        )
-        return None
+        raise _NoWeights(
+            f"no AlexNet weights here and the download failed ({getattr(e, 'reason', None) or e}); "
+            f"set {WEIGHTS_VARIABLE} to a file with them or copy {DOWNLOAD_URL} to {cache}"
+        ) from None
     with contextlib.suppress(OSError):  # a cache that cannot be written costs the next download, not this one
         write_bytes(cache / DOWNLOAD_URL.rsplit("/", 1)[-1], data)
     return _select_features(_load_pth(data, DOWNLOAD_URL), DOWNLOAD_URL)

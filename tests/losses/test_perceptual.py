@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from spatialavatar.errors import SpatialAvatarError
-from spatialavatar.evaluation import lpips_weights
-from spatialavatar.evaluation.lpips_weights import (
+from spatialavatar.losses import lpips_weights
+from spatialavatar.losses.lpips_weights import (
     CONVOLUTIONS,
     WEIGHTS_VARIABLE,
     find_local_features,
     load_alexnet_features,
     read_alexnet_features,
 )
-from spatialavatar.evaluation.metrics import Lpips
+from spatialavatar.losses.perceptual import Lpips
 
 
 @pytest.fixture(scope="module")
