@@ -75,6 +75,8 @@ class TrainConfig(Config):
     generator: GeneratorConfig = GeneratorConfig()
     head: str | None = None  # head file; None: the built-in one
     data: DataConfig
+    held_out: DataConfig | None = None  # subjects kept for the sample sheets and the metric beside them; None: data's
+    held_out_samples: int = Field(16, ge=1)  # drawn from them, always the same ones
     sampler: SamplerConfig = SamplerConfig()
     loss: LossWeights = LossWeights()
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -1,0 +1,68 @@
+"""From K sources to one subject: the mean (paper section 3.2) and, for the ablation's row G, attention.
+
+Both take the portraits that there are, M in all, with the subject each belongs to. Both are the identity for one
+portrait and do not depend on the portraits' order.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Ownership:
+    """Which subject each of the M portraits belongs to."""
+
+    mask: Bool[Tensor, "B K"]
+    subject: Int[Tensor, " M"]
+
+    @staticmethod
+    def of(mask: Bool[Tensor, "B K"]) -> "Ownership":
+        return Ownership(mask, mask.nonzero()[:, 0])
+
+    def total(self, values: Float[Tensor, "M *rest"]) -> Float[Tensor, "B *rest"]:
+        zeros = values.new_zeros(len(self.mask), *values.shape[1:])
+        return zeros.index_add(0, self.subject, values)
+
+
+class Pool(Protocol):
+    def __call__(
+        self, texels: Float[Tensor, "M N C"], cls: Float[Tensor, "M D"], ownership: Ownership
+    ) -> tuple[Float[Tensor, "B N C"], Float[Tensor, "B D"]]: ...
+
+
+class MeanPool(nn.Module):
+    """The mean over a subject's portraits; no parameters."""
+
+    def forward(
+        self, texels: Float[Tensor, "M N C"], cls: Float[Tensor, "M D"], ownership: Ownership
+    ) -> tuple[Float[Tensor, "B N C"], Float[Tensor, "B D"]]:
+        share = 1 / ownership.mask.sum(1).to(texels.dtype)[ownership.subject]
+        return ownership.total(texels * share[:, None, None]), ownership.total(cls * share[:, None].to(cls.dtype))
+
+
+class AttentionPool(nn.Module):
+    """A softmax over a subject's portraits, for each texel and for the CLS token, of a score learned from each."""
+
+    def __init__(self, texel_channels: int, cls_channels: int, hidden: int = 64) -> None:
+        super().__init__()
+        self.texel_score = nn.Sequential(nn.Linear(texel_channels, hidden), nn.SiLU(), nn.Linear(hidden, 1))
+        self.cls_score = nn.Sequential(nn.Linear(cls_channels, hidden), nn.SiLU(), nn.Linear(hidden, 1))
+
+    def forward(
+        self, texels: Float[Tensor, "M N C"], cls: Float[Tensor, "M D"], ownership: Ownership
+    ) -> tuple[Float[Tensor, "B N C"], Float[Tensor, "B D"]]:
+        return (
+            ownership.total(texels * _weights(self.texel_score(texels), ownership)),
+            ownership.total(cls * _weights(self.cls_score(cls), ownership)),
+        )
+
+
+def _weights(scores: Float[Tensor, "M *rest"], ownership: Ownership) -> Float[Tensor, "M *rest"]:
+    """The softmax of the scores over each subject's portraits."""
+    padded = scores.new_full((*ownership.mask.shape, *scores.shape[1:]), float("-inf"))
+    padded[ownership.mask] = scores
+    return torch.softmax(padded, 1)[ownership.mask]
