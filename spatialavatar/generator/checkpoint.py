@@ -87,9 +87,7 @@ def read_facts(location: files.Location) -> GeneratorFacts:
     where = find_generator(location)
     metadata = files.read_tensor_metadata(where)
     if metadata.get("format") != FORMAT:
-        raise SpatialAvatarError(
-            f"{where}: not a generator of ours; give a run or a checkpoint of 'spatialavatar train'"
-        )
+        raise SpatialAvatarError(f"{where}: not a generator of ours; give a run or checkpoint of 'spatialavatar train'")
     if metadata.get("version") != str(VERSION):
         raise SpatialAvatarError(
             f"{where}: generator format version {metadata.get('version')}, this program reads {VERSION}; train it again"
@@ -139,9 +137,7 @@ def load_weights(generator: Generator, where: files.Location, facts: GeneratorFa
     """Put a file's tensors into a generator of the same configuration. Raises SpatialAvatarError when they differ."""
     arrays, _ = files.read_tensors(where)
     if files.content_hash(arrays) != facts.hash:
-        raise SpatialAvatarError(
-            f"{where}: its tensors are not those it was written with (a broken copy); get it again"
-        )
+        raise SpatialAvatarError(f"{where}: its tensors are not those it was written with (a bad copy); get it again")
     parameters = dict(generator.named_parameters())
     expected = {
         name for name in parameters if not (_comes_from_elsewhere(generator.config) and name.startswith(_BACKBONE))

@@ -2,6 +2,7 @@
 
 import contextlib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -36,7 +37,7 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig, pretrained: bool = True) -> None:
         super().__init__()
         self.config = config
-        self.backbone = _backbone(config, pretrained)
+        self.backbone: Any = _backbone(config, pretrained)  # timm's type says little
         patch = self.backbone.patch_embed.patch_size[0]
         if config.image_size % patch:
             raise SpatialAvatarError(
@@ -84,7 +85,7 @@ class Encoder(nn.Module):
         return files.content_hash({name: t.detach().cpu().numpy() for name, t in self.backbone.state_dict().items()})
 
 
-def _backbone(config: EncoderConfig, pretrained: bool) -> nn.Module:
+def _backbone(config: EncoderConfig, pretrained: bool) -> Any:
     import timm  # here because it takes seconds to import
     from timm.models import load_checkpoint
     from timm.models.eva import checkpoint_filter_fn
@@ -98,14 +99,9 @@ def _backbone(config: EncoderConfig, pretrained: bool) -> nn.Module:
         known = [name for name in timm.list_models("*dinov3*") if not name.endswith("qkvb")]
         raise SpatialAvatarError(f"encoder.backbone {config.backbone}: unknown; one of {', '.join(known)} is expected")
     from_hub = pretrained and config.weights == HUB_WEIGHTS
+    changes: dict[str, Any] = {"num_classes": 0, "img_size": config.image_size, **config.architecture}
     try:
-        backbone: nn.Module = timm.create_model(
-            config.backbone,
-            pretrained=from_hub,
-            num_classes=0,
-            img_size=config.image_size,
-            **config.architecture,
-        )
+        backbone = timm.create_model(config.backbone, pretrained=from_hub, **changes)
     except Exception as e:
         if not from_hub:
             raise SpatialAvatarError(f"encoder {config.backbone} with {config.architecture}: {e}") from None

@@ -23,7 +23,7 @@ class Ownership:
     def of(mask: Bool[Tensor, "B K"]) -> "Ownership":
         return Ownership(mask, mask.nonzero()[:, 0])
 
-    def total(self, values: Float[Tensor, "M *rest"]) -> Float[Tensor, "B *rest"]:
+    def total(self, values: Float[Tensor, "M ..."]) -> Float[Tensor, "B ..."]:
         zeros = values.new_zeros(len(self.mask), *values.shape[1:])
         return zeros.index_add(0, self.subject, values)
 
@@ -61,7 +61,7 @@ class AttentionPool(nn.Module):
         )
 
 
-def _weights(scores: Float[Tensor, "M *rest"], ownership: Ownership) -> Float[Tensor, "M *rest"]:
+def _weights(scores: Float[Tensor, "M ..."], ownership: Ownership) -> Float[Tensor, "M ..."]:
     """The softmax of the scores over each subject's portraits."""
     padded = scores.new_full((*ownership.mask.shape, *scores.shape[1:]), float("-inf"))
     padded[ownership.mask] = scores
