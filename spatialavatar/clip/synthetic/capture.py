@@ -10,14 +10,12 @@ from jaxtyping import Float, UInt8
 from spatialavatar.clip.synthetic.appearance import draw_person, paint, static_offset
 from spatialavatar.clip.synthetic.mesh_renderer import Lights, Surface, render_mesh
 from spatialavatar.clip.synthetic.motion import draw_motion
+from spatialavatar.clip.synthetic.studio import DISTANCE, FOCAL, camera_arc, draw_framing, draw_lights
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head.model import HeadModel
 from spatialavatar.head.params import HeadParams
 from spatialavatar.splat.camera import Camera
 
-FOCAL = 2.2  # image widths
-DISTANCE = 0.68  # metres from the camera to the middle of the head
-MIDDLE = (0.0, 0.008, -0.005)  # where the cameras look, metres in the head's frame
 WALL = (0.55, 0.56, 0.57)
 
 
@@ -46,6 +44,17 @@ class SyntheticCapture:
     @property
     def cameras(self) -> int:
         return self.world_to_camera.shape[1]
+
+    def resized(self, size: int) -> "SyntheticCapture":
+        """The same capture filmed with ``size`` pixels to each side."""
+        scale = torch.tensor([size / self.width, size / self.height, 1.0])
+        return dataclasses.replace(
+            self,
+            intrinsics=self.intrinsics * scale[:, None],
+            face_box=self.face_box * scale[[0, 1, 0, 1]],
+            width=size,
+            height=size,
+        )
 
     def vertices(self, t: int) -> Float[torch.Tensor, "V 3"]:
         """The true surface of a frame, hair included, metres."""
@@ -79,24 +88,32 @@ def synthesize_capture(
     fps: float = 25.0,
     test_last: int = 0,
     texture_size: int | None = None,
+    lighting: int | None = None,
+    framing: int | None = None,
+    swing: float = 0.0,
 ) -> SyntheticCapture:
     """Film person number ``identity`` doing motion number ``motion``, ``size`` pixels square.
 
     Camera 0 is frontal, further ones spread over a frontal arc. Deterministic in its arguments; pictures are made
-    when asked for. The last ``test_last`` frames are marked as test frames.
+    when asked for. The last ``test_last`` frames are marked as test frames. ``lighting`` and ``framing`` are numbers
+    by which the light and the place of the cameras are drawn, None being the studio's own; ``swing`` is how far the
+    person turns to either side, in degrees (``draw_motion``).
     """
     if frames < 1 or size < 8 or cameras < 1:
         raise SpatialAvatarError(
             f"synthetic capture of {frames} frames, {size} pixels, {cameras} cameras: at least 1, 8 and 1 are needed"
         )
-    if identity < 0 or motion < 0:
-        raise SpatialAvatarError(f"synthetic capture: identity {identity}, motion {motion}: expected numbers from 0 up")
+    numbers = {"identity": identity, "motion": motion, "lighting": lighting or 0, "framing": framing or 0}
+    if min(numbers.values()) < 0:
+        named = ", ".join(f"{name} {number}" for name, number in numbers.items())
+        raise SpatialAvatarError(f"synthetic capture: {named}: expected numbers from 0 up")
     if not 0 <= test_last < frames:
         raise SpatialAvatarError(f"test_last {test_last}: must be from 0 to {frames - 1} in a clip of {frames} frames")
     person = draw_person(identity)
-    params = draw_motion(head, identity, motion, frames, fps)
-    intrinsics = torch.tensor([[FOCAL * size, 0.0, size / 2], [0.0, FOCAL * size, size / 2], [0.0, 0.0, 1.0]])
-    arc = camera_arc(cameras)
+    params = draw_motion(head, identity, motion, frames, fps, swing)
+    yaw, pitch, distance, focal = (0.0, 0.0, DISTANCE, FOCAL) if framing is None else draw_framing(framing)
+    intrinsics = torch.tensor([[focal * size, 0.0, size / 2], [0.0, focal * size, size / 2], [0.0, 0.0, 1.0]])
+    arc = camera_arc(cameras, yaw, pitch, distance)
     return SyntheticCapture(
         identity=f"synthetic-{identity:03d}",
         params=params,
@@ -110,31 +127,8 @@ def synthesize_capture(
         head=head,
         surface=paint(head, person, texture_size or (512 if size <= 320 else 1024)),
         static_offset=static_offset(head, person),
-        lights=Lights(),
+        lights=Lights() if lighting is None else draw_lights(lighting),
     )
-
-
-def camera_arc(cameras: int) -> Float[torch.Tensor, "C 4 4"]:
-    """World-to-camera matrices around the head: 0 frontal, then in turn to either side, at three heights."""
-    out = []
-    for c in range(cameras):
-        rank = (c + 1) // 2
-        steps = max(1, cameras // 2)
-        yaw = np.radians(60.0 * rank / steps) * (1 if c % 2 else -1)
-        pitch = np.radians((0.0, 8.0, -7.0)[rank % 3])
-        out.append(_look_at(float(yaw), float(pitch)))
-    return torch.from_numpy(np.stack(out).astype(np.float32))
-
-
-def _look_at(yaw: float, pitch: float) -> Float[np.ndarray, "4 4"]:
-    """A camera at ``DISTANCE`` towards the subject's left (yaw) and above (pitch), in radians."""
-    away = np.array([np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)])
-    right = np.cross([0.0, 1.0, 0.0], away)
-    right /= np.linalg.norm(right)
-    out = np.eye(4)
-    out[:3, :3] = np.stack([right, np.cross(-away, right), -away])
-    out[:3, 3] = -out[:3, :3] @ (np.array(MIDDLE) + DISTANCE * away)
-    return out
 
 
 def _face_boxes(

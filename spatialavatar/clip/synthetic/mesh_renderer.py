@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from spatialavatar.splat.cpu.runtime import kernel, kernel_guard
+from spatialavatar.clip.synthetic.serial_kernel import serial_kernel
 
 NEAR = 0.01  # metres
 
@@ -24,6 +24,9 @@ class Lights:
     fill_strength: float = 0.22
     sky: float = 0.46  # ambient from above
     ground: float = 0.30  # ambient from below
+    key_color: tuple[float, float, float] = (1.0, 1.0, 1.0)  # multiplies the strength
+    fill_color: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    ambient_color: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of sky and ground
 
 
 @dataclass(frozen=True)
@@ -66,22 +69,28 @@ def render_mesh(
         height * supersampling,
     )
     light = np.array([_unit(lights.key), _unit(lights.fill)])
-    strength = np.array([lights.key_strength, lights.fill_strength, lights.sky, lights.ground])
-    with kernel_guard():
-        return _shade(
-            face_id,
-            weights,
-            world,
-            normals,
-            surface.faces,
-            surface.uv,
-            surface.uv_faces,
-            surface.texture,
-            -rotation.T @ translation,
-            light,
-            strength,
-            supersampling,
-        )
+    strength = np.array(
+        [
+            lights.key_strength * np.array(lights.key_color),
+            lights.fill_strength * np.array(lights.fill_color),
+            lights.sky * np.array(lights.ambient_color),
+            lights.ground * np.array(lights.ambient_color),
+        ]
+    )
+    return _shade(
+        face_id,
+        weights,
+        world,
+        normals,
+        surface.faces,
+        surface.uv,
+        surface.uv_faces,
+        surface.texture,
+        -rotation.T @ translation,
+        light,
+        strength,
+        supersampling,
+    )
 
 
 def visible_vertices(
@@ -108,11 +117,10 @@ def visible_vertices(
 
 def vertex_normals(vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"]) -> Float[np.ndarray, "V 3"]:
     """Unit normals, each face weighted by its area."""
-    with kernel_guard():
-        return _vertex_normals(vertices, faces)
+    return _vertex_normals(vertices, faces)
 
 
-@kernel()
+@serial_kernel
 def _vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     normals = np.zeros_like(vertices)
     for f in range(faces.shape[0]):
@@ -139,11 +147,10 @@ def rasterize_faces(
     height: int,
 ) -> tuple[Int[np.ndarray, "H W"], Float[np.ndarray, "H W 3"]]:
     """Nearest face at each pixel centre (-1: none) and its perspective-correct barycentric weights."""
-    with kernel_guard():
-        return _rasterize(camera_points, faces, focal, width, height)
+    return _rasterize(camera_points, faces, focal, width, height)
 
 
-@kernel()
+@serial_kernel
 def _rasterize(
     camera_points: np.ndarray, faces: np.ndarray, focal: np.ndarray, width: int, height: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -188,7 +195,7 @@ def _rasterize(
     return face_id, weights
 
 
-@kernel()
+@serial_kernel
 def _shade(
     face_id: np.ndarray,
     weights: np.ndarray,
@@ -200,7 +207,7 @@ def _shade(
     texture: np.ndarray,
     eye: np.ndarray,
     light: np.ndarray,
-    strength: np.ndarray,
+    strength: np.ndarray,  # key, fill, sky, ground by RGB
     supersampling: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     height, width = face_id.shape[0] // supersampling, face_id.shape[1] // supersampling
@@ -211,6 +218,9 @@ def _shade(
     sample = np.zeros(texture.shape[2])
     normal = np.zeros(3)
     view = np.zeros(3)
+    diffuse = np.zeros(3)
+    shine = np.zeros(3)
+    wrap = (0.30, 0.18, 0.14)
     for row in range(height * supersampling):
         for column in range(width * supersampling):
             f = face_id[row, column]
@@ -245,27 +255,28 @@ def _shade(
                     (1 - fx) * texture[y1, x0, c] + fx * texture[y1, x1, c]
                 )
             gloss, ambient = sample[3], sample[4]
-            diffuse_r = (strength[3] + (strength[2] - strength[3]) * (0.5 + 0.5 * normal[1])) * ambient
-            diffuse_g, diffuse_b = diffuse_r, diffuse_r
-            shine = 0.0
+            upward = 0.5 + 0.5 * normal[1]
+            for c in range(3):
+                diffuse[c] = (strength[3, c] + (strength[2, c] - strength[3, c]) * upward) * ambient
+                shine[c] = 0.0
             for i in range(2):
                 cosine = normal[0] * light[i, 0] + normal[1] * light[i, 1] + normal[2] * light[i, 2]
                 # light wraps around skin, red further than blue; deep places get less of it
-                shadow = strength[i] * (0.25 + 0.75 * ambient)
-                diffuse_r += shadow * max(0.0, (cosine + 0.30) / 1.30)
-                diffuse_g += shadow * max(0.0, (cosine + 0.18) / 1.18)
-                diffuse_b += shadow * max(0.0, (cosine + 0.14) / 1.14)
+                for c in range(3):
+                    shadow = strength[i, c] * (0.25 + 0.75 * ambient)
+                    diffuse[c] += shadow * max(0.0, (cosine + wrap[c]) / (1.0 + wrap[c]))
                 hx, hy, hz = light[i, 0] + view[0], light[i, 1] + view[1], light[i, 2] + view[2]
                 h = np.sqrt(hx * hx + hy * hy + hz * hz) + 1e-12
                 half = (normal[0] * hx + normal[1] * hy + normal[2] * hz) / h
                 if half > 0 and cosine > 0:
                     power = 14.0 + 160.0 * gloss * gloss
-                    shine += strength[i] * ambient * gloss * (0.12 + 0.9 * gloss) * half**power
+                    highlight = half**power
+                    for c in range(3):
+                        shine[c] += strength[i, c] * ambient * gloss * (0.12 + 0.9 * gloss) * highlight
             rim = (1.0 - max(facing, 0.0)) ** 3 * 0.06 * ambient
             out_row, out_column = row // supersampling, column // supersampling
-            image[out_row, out_column, 0] += share * min(1.0, sample[0] * diffuse_r + shine + rim)
-            image[out_row, out_column, 1] += share * min(1.0, sample[1] * diffuse_g + shine + rim)
-            image[out_row, out_column, 2] += share * min(1.0, sample[2] * diffuse_b + shine + rim)
+            for c in range(3):
+                image[out_row, out_column, c] += share * min(1.0, sample[c] * diffuse[c] + shine[c] + rim)
             alpha[out_row, out_column] += share
     return image, alpha
 

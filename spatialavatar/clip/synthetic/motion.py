@@ -23,8 +23,14 @@ def draw_shape(head: HeadModel, identity: int) -> Float[torch.Tensor, "1 S"]:
     return torch.from_numpy(codes.astype(np.float32))[None]
 
 
-def draw_motion(head: HeadModel, identity: int, motion: int, frames: int, fps: float) -> HeadParams:
-    """Parameters of T frames: the shape of ``identity`` moving by ``motion``. Radians and metres."""
+def draw_motion(
+    head: HeadModel, identity: int, motion: int, frames: int, fps: float, swing: float = 0.0
+) -> HeadParams:
+    """Parameters of T frames: the shape of ``identity`` moving by ``motion``. Radians and metres.
+
+    ``swing``: degrees by which the whole person turns to either side and back, about ten seconds each time, as on a
+    swivel chair, under the small turns of the head of a talking person.
+    """
     rng = np.random.Generator(np.random.PCG64([motion, 37]))
     t = np.arange(frames) / fps
     degrees = np.pi / 180
@@ -83,18 +89,29 @@ def draw_motion(head: HeadModel, identity: int, motion: int, frames: int, fps: f
             expression[:, code] = 0.6 * _waves(rng, t, (0.21, 0.47, 1.3))
     shift = 0.004 * np.stack([_waves(rng, t, (0.15, 0.4)) for _ in range(3)], -1)
 
+    body = np.zeros((frames, 3))
+    if swing:
+        body = degrees * swing * _swing(motion, t)
+
     def tensor(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, np.float32))
 
     return HeadParams(
         shape=draw_shape(head, identity).expand(frames, -1).contiguous(),
         expression=tensor(expression),
-        global_rotation=tensor(0.35 * turn),
+        global_rotation=tensor(0.35 * turn + body),
         neck=tensor(0.65 * turn),
         jaw=tensor(np.stack([jaw, 0.03 * talking * _waves(rng, t, (0.9,)), 0 * t], -1)),
         eyes=tensor(np.concatenate([gaze, gaze], -1)),
         translation=tensor(shift),
     )
+
+
+def _swing(motion: int, t: Curve) -> Float[np.ndarray, "T 3"]:
+    """Pitch, yaw and roll of a turn from side to side: yaw from -1 to 1 and back in 8 to 12 seconds."""
+    rng = np.random.Generator(np.random.PCG64([motion, 41]))
+    yaw = np.sin(2 * np.pi * (t / (8 + 4 * rng.random()) + rng.random()))
+    return np.stack([0.2 * _waves(rng, t, (0.07, 0.19)), yaw, 0 * t], -1)
 
 
 def _waves(rng: np.random.Generator, t: Curve, frequencies: tuple[float, ...]) -> Curve:
@@ -120,6 +137,8 @@ def _bumps(rng: np.random.Generator, t: Curve, *, every: float, width: float) ->
         centre, height = (k + 0.15 + 0.7 * rng.random()) * every, 0.75 + 0.35 * rng.random()
         # rise, hold, fall
         hold = width * (0.6 + rng.random())
+        if centre - hold / 2 - width > t[-1]:
+            continue  # after the last frame
         distance = np.maximum(np.abs(t - centre) - hold / 2, 0.0) / width
         s = np.clip(1 - distance, 0.0, 1.0)
         out = np.maximum(out, height * s * s * (3 - 2 * s))
@@ -131,6 +150,8 @@ def _blinks(rng: np.random.Generator, t: Curve) -> Curve:
     out, centre = np.zeros(len(t)), 0.0
     for _ in range(200):
         centre += 1.5 + 3.0 * rng.random()
+        if centre - 0.2 > t[-1]:
+            continue
         late = t - centre
         distance = np.where(late < 0, -late / 0.09, np.maximum(late - 0.04, 0.0) / 0.16)
         s = np.clip(1.35 - distance, 0.0, 1.0)
@@ -144,6 +165,7 @@ def _saccades(rng: np.random.Generator, t: Curve) -> Curve:
     for _ in range(400):
         time += 0.5 + 1.6 * rng.random()
         next_place = np.clip(0.55 * rng.standard_normal(), -1, 1)
-        out += (next_place - place) * _soft(t - time, 0.04)
+        if time - 0.04 < t[-1]:
+            out += (next_place - place) * _soft(t - time, 0.04)
         place = next_place
     return out

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float, Float32
 
-from spatialavatar.splat.cpu.runtime import kernel, kernel_guard
+from spatialavatar.clip.synthetic.serial_kernel import inlined, serial_kernel
 
 
 def value_noise(points: Float[np.ndarray, "N D"], seed: int) -> Float32[np.ndarray, " N"]:
@@ -11,8 +11,7 @@ def value_noise(points: Float[np.ndarray, "N D"], seed: int) -> Float32[np.ndarr
     n, dimensions = points.shape
     padded = np.zeros((n, 3))
     padded[:, :dimensions] = points
-    with kernel_guard():
-        return _value_noise(padded, seed & 0x7FFFFFFF)
+    return _value_noise(padded, seed & 0x7FFFFFFF)
 
 
 def fractal_noise(points: Float[np.ndarray, "N D"], seed: int, octaves: int) -> Float32[np.ndarray, " N"]:
@@ -23,7 +22,7 @@ def fractal_noise(points: Float[np.ndarray, "N D"], seed: int, octaves: int) -> 
     return out
 
 
-@kernel(inline=True)
+@inlined
 def _hash(x: int, y: int, z: int, seed: int) -> float:
     h = (x * 374761393 + y * 668265263 + z * 2147483647 + seed * 1274126177) & 0xFFFFFFFF
     h = ((h ^ (h >> 13)) * 1274126177) & 0xFFFFFFFF
@@ -31,7 +30,7 @@ def _hash(x: int, y: int, z: int, seed: int) -> float:
     return ((h ^ (h >> 15)) & 0xFFFF) / 32767.5 - 1.0
 
 
-@kernel()
+@serial_kernel
 def _value_noise(points: np.ndarray, seed: int) -> np.ndarray:
     out = np.empty(points.shape[0], np.float32)
     for i in range(points.shape[0]):
