@@ -7,7 +7,6 @@ phi_l the activations after AlexNet's five convolutions, each pixel's of unit le
 
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,7 +17,6 @@ from spatialavatar.files import Location
 from spatialavatar.losses.lpips_weights import CONVOLUTIONS, load_alexnet_features, require_alexnet_features
 
 LPIPS_LEAST_SIZE = 31  # pixels, for AlexNet's two poolings
-LEAST_LENGTH = 1e-10  # of a pixel's activations, as in the lpips package
 
 
 class Lpips:
@@ -48,23 +46,13 @@ class Lpips:
             raise SpatialAvatarError(
                 f"LPIPS needs pictures of at least {LPIPS_LEAST_SIZE} pixels on a side, got {width} x {height}"
             )
+        first, second = (picture.float().movedim(-1, 1) * 2 - 1 for picture in (a, b))
         with torch.autocast(a.device.type, enabled=False):
-            layers = zip(self._network.lins, self._directions(a), self._directions(b))
-            return torch.stack([linear((x - y) ** 2).mean((1, 2, 3)) for linear, x, y in layers]).sum(0)
-
-    def _directions(self, picture: Float[Tensor, "B H W 3"]) -> list[Float[Tensor, "B C h w"]]:
-        """Each layer's activations, scaled to unit length at each pixel."""
-        scaled = self._network.scaling_layer(picture.float().movedim(-1, 1) * 2 - 1)
-        return [_normalised(activations) for activations in self._network.net(scaled)]
+            distance: Tensor = self._network(first, second)
+        return distance.flatten()
 
 
-def _normalised(activations: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
-    """The package's, but with a finite gradient where a pixel's activations are all zero."""
-    squared = (activations * activations).sum(1, keepdim=True)
-    return activations / (squared.clamp(min=LEAST_LENGTH**2).sqrt() + LEAST_LENGTH)
-
-
-def _lpips_network(features: dict[str, Tensor]) -> Any:
+def _lpips_network(features: dict[str, Tensor]) -> torch.nn.Module:
     """The package's network with every weight set from files: nothing is downloaded, drawn at random or printed."""
     import lpips  # here because it takes seconds to import
 

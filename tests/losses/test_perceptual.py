@@ -105,6 +105,37 @@ def test_gradient_reaches_the_pictures_and_not_the_network(random_features: dict
     assert not any(t.requires_grad for t in random_features.values())
 
 
+def test_gradient_is_a_finite_difference(random_features: dict[str, Tensor]) -> None:
+    a, noise = pictures(40)
+    b = (a + 0.2 * noise).requires_grad_()
+    metric = Lpips(random_features)
+    (gradient,) = torch.autograd.grad(metric(b, a).sum(), b)
+    step = 0.01 * gradient / gradient.norm()
+    with torch.no_grad():
+        change = (metric(b + step, a) - metric(b - step, a)).sum()
+    torch.testing.assert_close(change, 2 * (gradient * step).sum(), rtol=0.02, atol=0)
+
+
+def test_a_pixel_without_activations_has_a_finite_gradient(random_features: dict[str, Tensor]) -> None:
+    """Its length is a root of zero; the NaN of that root's derivative must not get past the ReLU."""
+    dead = random_features | {"features.10.bias": torch.full((256,), -1e4)}
+    a, noise = pictures(40)
+    b = (a + 0.1 * noise).requires_grad_()
+    metric = Lpips(dead)
+    distance = metric(b, a)
+    distance.sum().backward()
+    assert (distance > 0).all() and b.grad is not None
+    assert b.grad.isfinite().all() and (b.grad != 0).any()
+
+
+def test_autocast_does_not_lower_the_precision(random_features: dict[str, Tensor]) -> None:
+    metric = Lpips(random_features)
+    a, noise = pictures(40)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = metric(a, a + 0.01 * noise)
+    assert torch.equal(found, metric(a, a + 0.01 * noise))
+
+
 def test_smallest_picture(random_features: dict[str, Tensor]) -> None:
     metric = Lpips(random_features)
     a, noise = pictures(31)
@@ -163,6 +194,22 @@ def test_without_weights_and_network(nowhere: Path, caplog: pytest.LogCaptureFix
     assert "LPIPS is left out" in message and "Name or service not known" in message
     assert WEIGHTS_VARIABLE in message and str(nowhere) in message and "\n" not in message
     assert not nowhere.exists()
+
+
+def test_training_without_weights_stops(nowhere: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(SpatialAvatarError) as error:
+        Lpips.require()
+    message = str(error.value)
+    assert "Name or service not known" in message and "\n" not in message
+    assert WEIGHTS_VARIABLE in message and "loss.lambda_lp to 0" in message
+    assert not caplog.records  # one error, no warning beside it
+
+
+def test_training_with_weights(random_features: dict[str, Tensor], nowhere: Path, tmp_path: Path) -> None:
+    safetensors.torch.save_file(random_features, tmp_path / "weights.safetensors")
+    a, noise = pictures(40)
+    expected = Lpips(random_features)(a, a + noise)
+    assert torch.equal(Lpips.require(tmp_path / "weights.safetensors")(a, a + noise), expected)
 
 
 def test_a_silent_network_does_not_hold_us_up(
