@@ -1,0 +1,96 @@
+"""Tracked clips in folders as training data: their training frames, decoded at the size asked for."""
+
+from collections.abc import Sequence
+
+import cv2
+import fsspec
+
+from spatialavatar import files
+from spatialavatar.clip import FrameIndex, TrackedClip, open_clip
+from spatialavatar.clip.header import HEADER_FILE
+from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.head import HeadModel
+from spatialavatar.training.pool import Memory, Pixels, Tracking, View
+from spatialavatar.training.samplers import ClipFacts
+
+
+class FolderPool:
+    """Clips by folder, URL or pattern (``data/*``), in the order given, those of a pattern sorted by name.
+
+    Every clip is opened at once, so that what is wrong with one shows before a training starts; pictures are read when
+    asked for. Raises SpatialAvatarError: nothing there, a clip that is damaged, of another head, or without two frames
+    to train on.
+    """
+
+    def __init__(self, locations: Sequence[str], head: HeadModel, memory_gb: float) -> None:
+        self._clips: list[TrackedClip] = []
+        self._tracking: list[Tracking] = []
+        for folder in _folders(locations):
+            clip = open_clip(folder)
+            clip.require_head(head)
+            frames = clip.split("train")
+            if len(frames) < 2:
+                raise SpatialAvatarError(
+                    f"{clip.folder}: has {len(frames)} frame(s) to train on, a training sample takes a source and a "
+                    "target; track more frames, set test_from later, or leave the clip out"
+                )
+            self._clips.append(clip)
+            self._tracking.append(
+                Tracking.of(
+                    head,
+                    clip.params,
+                    clip.world_to_camera,
+                    clip.intrinsics,
+                    clip.face_box,
+                    (clip.width, clip.height),
+                    frames,
+                    clip.folder,
+                    black_only=clip.matte_kind != "alpha",
+                )
+            )
+        self._memory = Memory(memory_gb)
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    def name(self, clip: int) -> str:
+        return self._clips[clip].folder
+
+    def facts(self, clip: int) -> ClipFacts:
+        return self._tracking[clip].facts
+
+    def view(self, clip: int, frame: FrameIndex, size: int) -> View:
+        tracking = self._tracking[clip]
+
+        def decode() -> Pixels:
+            left, top, width, height = tracking.content(size)
+            read = self._clips[clip].frame(frame, width, height)
+            image = (read.image * 255).round().byte().numpy()
+            matte = (read.matte * 255).round().byte().numpy()
+            region = read.region.byte().numpy()
+            bars = (top, size - height - top, left, size - width - left)
+            square = [cv2.copyMakeBorder(a, *bars, cv2.BORDER_CONSTANT, value=0) for a in (image, matte, region)]
+            return Pixels(square[0], square[1], square[2].astype(bool))
+
+        return tracking.view(frame, self._memory.pixels(clip, frame, size, decode))
+
+
+def _folders(locations: Sequence[str]) -> list[str]:
+    """Clip folders behind paths, URLs and patterns, each once."""
+    found: list[str] = []
+    for location in locations:
+        if not any(sign in location for sign in "*?[") or files.exists(location):
+            found.append(location)
+            continue
+        try:
+            fs, pattern = fsspec.core.url_to_fs(files.join(location.removesuffix(f"/{HEADER_FILE}"), HEADER_FILE))
+            matched = fs.glob(pattern)
+        except (ImportError, ValueError, OSError) as e:
+            raise SpatialAvatarError(f"{location}: this pattern cannot be looked up ({e})") from None
+        clips = sorted(path.rpartition("/")[0] for path in matched)
+        if not clips:
+            raise SpatialAvatarError(
+                f"{location}: no tracked clip matches this pattern; it should match folders that hold {HEADER_FILE}"
+            )
+        found += [clip if files.is_local(location) else fs.unstrip_protocol(clip) for clip in clips]
+    return list(dict.fromkeys(clip.rstrip("/") for clip in found))

@@ -1,0 +1,169 @@
+"""Where training samples come from: clips by number, each frame in the canonical form (method.md section 1).
+
+Two pools with one interface (``ClipPool``): people made up by number (``synthetic_pool``) and folders of tracked clips
+(``folder_pool``). Frames are squares of the size asked for, held in memory as 8-bit pictures as far as the budget goes;
+what is held and what is made anew has the same values.
+"""
+
+import threading
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+
+from spatialavatar.clip import FrameIndex
+from spatialavatar.generator.view_encoding import view_direction
+from spatialavatar.head import HeadModel, HeadParams
+from spatialavatar.head.canonical import canonical
+from spatialavatar.splat.camera import Camera
+from spatialavatar.training.config import DataConfig
+from spatialavatar.training.samplers import ClipFacts
+
+GIGABYTE = 1e9
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """One frame as a square picture; a picture that was none has equal bars, where matte and region are 0."""
+
+    image: UInt8[np.ndarray, "S S 3"]  # straight, not multiplied by the matte
+    matte: UInt8[np.ndarray, "S S"]
+    region: Bool[np.ndarray, "S S"]  # where losses count
+
+    @property
+    def bytes(self) -> int:
+        return sum(a.nbytes for a in (self.image, self.matte, self.region) if a.base is None)
+
+
+@dataclass(frozen=True)
+class View:
+    """One frame with what is known of it, in the canonical form, on the CPU."""
+
+    pixels: Pixels
+    face_box: Float[torch.Tensor, "4"]  # x0 y0 x1 y1 in pixels; NaN when unknown
+    params: HeadParams  # one row
+    camera: Camera  # one, at the picture's size
+    black_only: bool  # without a matte no colour tells person from background: such a frame trains on black
+
+
+class ClipPool(Protocol):
+    def __len__(self) -> int:
+        """How many clips there are."""
+        ...
+
+    def name(self, clip: int) -> str:
+        """A clip's name in messages."""
+        ...
+
+    def facts(self, clip: int) -> ClipFacts:
+        """What the samplers need to know of a clip."""
+        ...
+
+    def view(self, clip: int, frame: FrameIndex, size: int) -> View:
+        """A frame, its longer side ``size`` pixels. Raises SpatialAvatarError for one that cannot be read."""
+        ...
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """A clip's parameters and cameras in the canonical form, at the clip's own size."""
+
+    params: HeadParams  # T rows
+    world_to_camera: Float[torch.Tensor, "T C 4 4"]
+    intrinsics: Float[torch.Tensor, "T C 3 3"]
+    face_box: Float[torch.Tensor, "T C 4"] | None
+    width: int
+    height: int
+    facts: ClipFacts
+    black_only: bool
+
+    @staticmethod
+    def of(
+        head: HeadModel,
+        params: HeadParams,
+        world_to_camera: Float[torch.Tensor, "T C 4 4"],
+        intrinsics: Float[torch.Tensor, "T C 3 3"],
+        face_box: Float[torch.Tensor, "T C 4"] | None,
+        size: tuple[int, int],  # width, height
+        frames: list[FrameIndex],  # that train: every camera of them at every instant of them
+        name: str,
+        black_only: bool = False,
+    ) -> "Tracking":
+        params, world_to_camera = canonical(head, params, world_to_camera)
+        directions = view_direction(world_to_camera.flatten(0, 1)).unflatten(0, world_to_camera.shape[:2])
+        facts = ClipFacts(
+            view_direction=directions.numpy(),
+            expression=params.expression.numpy(),
+            instants=tuple(sorted({t for t, _ in frames})),
+            cameras=tuple(sorted({c for _, c in frames})),
+            name=name,
+        )
+        return Tracking(params, world_to_camera, intrinsics, face_box, *size, facts, black_only)
+
+    def content(self, size: int) -> tuple[int, int, int, int]:
+        """Where the picture lies in a square of ``size`` pixels: left, top, width, height."""
+        longer = max(self.width, self.height)
+        width = max(1, round(self.width * size / longer))
+        height = max(1, round(self.height * size / longer))
+        return (size - width) // 2, (size - height) // 2, width, height
+
+    def view(self, frame: FrameIndex, pixels: Pixels) -> View:
+        """The frame with its numbers, all moved onto the square of ``pixels``."""
+        t, c = frame
+        size = len(pixels.image)
+        left, top, width, height = self.content(size)
+        camera = Camera(self.world_to_camera[t, c][None], self.intrinsics[t, c][None], self.width, self.height)
+        intrinsics = camera.resized(width, height).intrinsics.clone()
+        intrinsics[:, :2, 2] += torch.tensor([left, top])
+        box = torch.full((4,), torch.nan)
+        if self.face_box is not None:
+            scale = torch.tensor([width / self.width, height / self.height])
+            box = self.face_box[t, c] * scale.repeat(2) + torch.tensor([left, top]).repeat(2)
+        return View(
+            pixels, box, self.params[t], Camera(camera.world_to_camera, intrinsics, size, size), self.black_only
+        )
+
+
+class Memory:
+    """What was made once, as long as it fits: the first come stay, for in the long run all are asked for equally often.
+
+    One caller at a time (nested calls are fine), so that the thread that prepares batches can share a pool with others.
+    """
+
+    def __init__(self, memory_gb: float) -> None:
+        self.left = memory_gb * GIGABYTE  # bytes
+        self._held: dict[Hashable, Any] = {}
+        self._lock = threading.RLock()
+
+    def get(self, key: Hashable, make: Callable[[], T], size: Callable[[T], int]) -> T:
+        """What is held under ``key``, else what ``make`` gives; ``size`` tells its bytes."""
+        with self._lock:
+            if key not in self._held:
+                made = make()
+                if size(made) > self.left:
+                    return made
+                self.left -= size(made)
+                self._held[key] = made
+            held: T = self._held[key]
+            return held
+
+    def pixels(self, clip: int, frame: FrameIndex, size: int, make: Callable[[], Pixels]) -> Pixels:
+        return self.get((clip, frame, size), make, lambda pixels: pixels.bytes)
+
+
+def open_pool(config: DataConfig, head: HeadModel) -> ClipPool:
+    """The pool that a training's configuration names.
+
+    Raises SpatialAvatarError: no clip there, a damaged one, one of another head or without two frames to train on.
+    """
+    from spatialavatar.training.folder_pool import FolderPool
+    from spatialavatar.training.synthetic_pool import SyntheticPool
+
+    if config.synthetic is not None:
+        return SyntheticPool(config.synthetic, head, config.memory_gb)
+    return FolderPool(config.clips, head, config.memory_gb)
