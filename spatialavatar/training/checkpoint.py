@@ -29,7 +29,8 @@ class TrainingState:
     step: int  # optimizer steps done
     seconds: float  # spent training so far
     config: dict[str, Any]  # TrainConfig
-    parent: dict[str, Any] | None  # Phase 2: hash, location and step of the Phase-1 checkpoint
+    parent: dict[str, Any] | None  # Phase 2: hash and origin of the Phase-1 checkpoint
+    window: list[dict[str, float]]  # terms of the steps since the last line of the log
 
 
 def save_checkpoint(
@@ -58,6 +59,7 @@ def save_checkpoint(
         "seconds": round(state.seconds, 3),
         "config": state.config,
         "parent": state.parent,
+        "window": state.window,
         "generator": digest,
         "optimizer": files.content_hash(arrays),
     }
@@ -97,7 +99,7 @@ def load_checkpoint(
         value = torch.from_numpy(array)
         # Adam keeps its step counter on the CPU
         optimizer.state[parameter][slot] = value if value.ndim == 0 else value.to(parameter.device)
-    return TrainingState(record["step"], record["seconds"], record["config"], record["parent"])
+    return TrainingState(record["step"], record["seconds"], record["config"], record["parent"], record["window"])
 
 
 def _difference(then: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str:

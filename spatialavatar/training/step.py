@@ -36,7 +36,13 @@ class Objective:
 
     loss: Tensor  # scalar
     terms: dict[str, Tensor]  # scalars before their weights, detached; those of weight 0 are left out
-    prediction: Float[Tensor, "B H W 3"]  # over each sample's background, detached
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What the loss compares, over each sample's background."""
+
+    prediction: Float[Tensor, "B H W 3"]
     target: Float[Tensor, "B H W 3"]
 
 
@@ -58,42 +64,43 @@ class TrainingModule(nn.Module):
         self._pairs = texel_pairs(generator.layout)
 
     def forward(self, batch: Batch) -> Objective:
-        decoded = self._decode(batch)
-        rendering = self.render(decoded, batch.target)
-        target = batch.target
-        shown = composite(target.image, target.matte * target.region, batch.background)
-        prediction = composite_rendering(rendering.features, rendering.alpha, target.region, batch.background)
-        weighted = self._terms(batch, decoded, prediction, shown)
+        decoded, pictures = self._show(batch, penalised=self.config.loss.lambda_jac > 0)
+        weighted = self._terms(batch, decoded, pictures)
         loss = torch.stack([weight * value for weight, value in weighted.values()]).sum()
         terms = {name: value.detach() for name, (_, value) in weighted.items()}
-        terms["mse"] = (prediction.detach() - shown).square().mean()
-        return Objective(loss, terms, prediction.detach(), shown)
+        terms["mse"] = (pictures.prediction.detach() - pictures.target).square().mean()
+        return Objective(loss, terms)
 
-    def render(self, decoded: Decoded, target: Target) -> Rendering:
+    @torch.no_grad()
+    def pictures(self, batch: Batch) -> Pictures:
+        """The batch as the generator shows it now, for people."""
+        return self._show(batch)[1]
+
+    def _show(self, batch: Batch, penalised: bool = False) -> tuple[Decoded, Pictures]:
+        half = self.config.precision == "bf16"
+        device = batch.background.device.type
+        mixed: Any = torch.autocast(device, torch.bfloat16) if half else contextlib.nullcontext()
+        target = batch.target
+        with mixed:
+            decoded: Decoded = self.generator(batch.sources, target.params, target.camera, penalised=penalised)
+        rendering = self._render(decoded, target)
+        return decoded, Pictures(
+            composite_rendering(rendering.features, rendering.alpha, target.region, batch.background),
+            composite(target.image, target.matte * target.region, batch.background),
+        )
+
+    def _render(self, decoded: Decoded, target: Target) -> Rendering:
         """The Gaussians on the target's mesh, seen by the target's camera."""
         head = self.generator.head
-        with torch.autocast(target.image.device.type, enabled=False):
-            with torch.no_grad():
-                vertices = head(target.params)
-            layout = self.generator.layout
-            world = bind(decoded.gaussians, vertices, head.faces, layout.face_index)
-            return rasterize(world, target.camera)
+        with torch.no_grad():
+            vertices = head(target.params)
+        world = bind(decoded.gaussians, vertices, head.faces, self.generator.layout.face_index.to(head.faces.device))
+        return rasterize(world, target.camera)
 
-    def _decode(self, batch: Batch) -> Decoded:
-        device = batch.target.image.device.type
-        half = self.config.precision == "bf16"
-        mixed: Any = torch.autocast(device, torch.bfloat16) if half else contextlib.nullcontext()
-        with mixed:
-            out: Decoded = self.generator(
-                batch.sources, batch.target.params, batch.target.camera, penalised=self.config.loss.lambda_jac > 0
-            )
-        return out
-
-    def _terms(
-        self, batch: Batch, decoded: Decoded, prediction: Tensor, shown: Tensor
-    ) -> dict[str, tuple[float, Tensor]]:
+    def _terms(self, batch: Batch, decoded: Decoded, pictures: Pictures) -> dict[str, tuple[float, Tensor]]:
         """Weight and batch mean of each term that has a weight."""
         weights, target = self.config.loss, batch.target
+        prediction, shown = pictures.prediction, pictures.target
         pairs = self._pairs.to(prediction.device)
         terms: dict[str, tuple[float, Tensor]] = {}
 
@@ -113,7 +120,7 @@ class TrainingModule(nn.Module):
         add("ss", weights.lambda_ss, lambda: total_variation(decoded.log_scale_offset, pairs))
         add("jac", weights.lambda_jac, lambda: self._jacobian(batch, decoded))
         if decoded.deltas:
-            add("delta", weights.lambda_delta, lambda: residual_shrinkage(decoded.deltas))
+            add("delta", weights.lambda_delta, lambda: residual_shrinkage(decoded.deltas, batch.background))
         add("sp", weights.lambda_sp, self._anchor_distance)
         return terms
 
@@ -124,7 +131,8 @@ class TrainingModule(nn.Module):
 
     def _jacobian(self, batch: Batch, decoded: Decoded) -> Tensor:
         assert decoded.jacobian is not None
-        signs = rademacher(self.config.seed, batch.numbers.tolist(), self.generator.layout.count)
+        count, device = self.generator.layout.count, batch.background.device
+        signs = rademacher(self.config.seed, batch.numbers.tolist(), count, device)
         position, log_scale = (sign.to(decoded.position_offset) for sign in signs)
         return jacobian_penalty(decoded.jacobian, position, log_scale)
 
