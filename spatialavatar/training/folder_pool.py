@@ -8,6 +8,7 @@ import fsspec
 from spatialavatar import files
 from spatialavatar.clip import FrameIndex, TrackedClip, open_clip
 from spatialavatar.clip.header import HEADER_FILE
+from spatialavatar.clip.tracked_clip import clip_folder
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head import HeadModel
 from spatialavatar.training.pool import Memory, Pixels, Tracking, View
@@ -80,7 +81,7 @@ def _folders(locations: Sequence[str]) -> list[str]:
     found: list[str] = []
     for location in locations:
         if not any(sign in location for sign in "*?[") or files.exists(location):
-            found.append(location)
+            found.append(clip_folder(location))
             continue
         try:
             fs, pattern = fsspec.core.url_to_fs(files.join(location.removesuffix(f"/{HEADER_FILE}"), HEADER_FILE))
@@ -93,4 +94,4 @@ def _folders(locations: Sequence[str]) -> list[str]:
                 f"{location}: no tracked clip matches this pattern; it should match folders that hold {HEADER_FILE}"
             )
         found += [clip if files.is_local(location) else fs.unstrip_protocol(clip) for clip in clips]
-    return list(dict.fromkeys(clip.rstrip("/") for clip in found))
+    return list(dict.fromkeys(found))

@@ -37,7 +37,7 @@ class Pixels:
 
     @property
     def bytes(self) -> int:
-        return sum(a.nbytes for a in (self.image, self.matte, self.region) if a.base is None)
+        return sum(a.nbytes for a in (self.image, self.matte, self.region) if a.strides[0])  # repeated rows: none
 
 
 @dataclass(frozen=True)
