@@ -70,13 +70,13 @@ class ModulatedConv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, style: int, size: int = 3, demodulate: bool = True) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, size, size))
+        self.weight = nn.Parameter(
+            torch.randn(out_channels, in_channels, size, size) / math.sqrt(in_channels * size * size)
+        )
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.affine = _dense(style, in_channels)
         nn.init.ones_(self.affine.bias)
         self.demodulate = demodulate
-        with torch.no_grad():
-            self.weight /= math.sqrt(in_channels * size * size)
 
     def forward(self, x: Float[Tensor, "B I H W"], style: Float[Tensor, "B S"]) -> Float[Tensor, "B O H W"]:
         scale = self.affine(style)
