@@ -60,7 +60,8 @@ class _Fusion(nn.Module):
 class _Residual(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        groups = math.gcd(32, channels)
+        # up to 32 groups of at least 8 channels: smaller ones would wipe out what a map of one pixel says
+        groups = math.gcd(32, channels, max(1, channels // 8))
         self.layers = nn.Sequential(
             nn.GroupNorm(groups, channels),
             nn.ReLU(),
