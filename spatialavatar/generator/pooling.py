@@ -49,8 +49,8 @@ class AttentionPool(nn.Module):
 
     def __init__(self, texel_channels: int, cls_channels: int, hidden: int = 64) -> None:
         super().__init__()
-        self.texel_score = nn.Sequential(nn.Linear(texel_channels, hidden), nn.SiLU(), nn.Linear(hidden, 1))
-        self.cls_score = nn.Sequential(nn.Linear(cls_channels, hidden), nn.SiLU(), nn.Linear(hidden, 1))
+        self.texel_score = _score(texel_channels, hidden)
+        self.cls_score = _score(cls_channels, hidden)
 
     def forward(
         self, texels: Float[Tensor, "M N C"], cls: Float[Tensor, "M D"], ownership: Ownership
@@ -59,6 +59,11 @@ class AttentionPool(nn.Module):
             ownership.total(texels * _weights(self.texel_score(texels), ownership)),
             ownership.total(cls * _weights(self.cls_score(cls), ownership)),
         )
+
+
+def _score(in_channels: int, hidden: int) -> nn.Sequential:
+    # no bias at the end: a softmax does not see it
+    return nn.Sequential(nn.Linear(in_channels, hidden), nn.SiLU(), nn.Linear(hidden, 1, bias=False))
 
 
 def _weights(scores: Float[Tensor, "M ..."], ownership: Ownership) -> Float[Tensor, "M ..."]:
