@@ -100,6 +100,8 @@ def _backbone(config: EncoderConfig, pretrained: bool) -> Any:
         raise SpatialAvatarError(f"encoder.backbone {config.backbone}: unknown; one of {', '.join(known)} is expected")
     from_hub = pretrained and config.weights == HUB_WEIGHTS
     changes: dict[str, Any] = {"num_classes": 0, "img_size": config.image_size, **config.architecture}
+    if config.weights == RANDOM_WEIGHTS:
+        changes["init_values"] = 1.0  # with timm's 1e-5, untrained blocks do nothing and the CLS token sees no image
     try:
         backbone = timm.create_model(config.backbone, pretrained=from_hub, **changes)
     except Exception as e:
