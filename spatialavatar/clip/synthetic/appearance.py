@@ -4,12 +4,13 @@ Every choice is drawn from the identity number alone. On the built-in head the p
 iris, teeth, hairline); other heads get plain colours by the names of their parts.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from spatialavatar.clip.synthetic.mesh_renderer import Surface, vertex_normals, visible_vertices
 from spatialavatar.clip.synthetic.noise import fractal_noise, value_noise
@@ -88,28 +89,16 @@ def paint(head: HeadModel, person: Person, resolution: int) -> Surface:
     texture = np.zeros((resolution * resolution, 5), np.float32)
     texture[:, :3], texture[:, 3], texture[:, 4] = person.skin, 0.2, 1.0
     layout = _layout(head, resolution)
-    face, weights = layout.face_index.numpy(), layout.barycentric.numpy()
-    corners = head.faces.numpy()[face]
-
-    def interpolate(values: np.ndarray) -> np.ndarray:
-        v = values.astype(np.float32)
-        return sum(v[corners[:, k]] * (weights[:, k] if v.ndim == 1 else weights[:, k, None]) for k in range(3))
-
-    ambient = interpolate(ambient_light(head))
     if head.info.id == HEAD_ID:
-        painted = _paint_builtin(person, face, interpolate, ambient)
+        painted = _paint_builtin(person, _canvas(head, resolution))
     else:
-        painted = _paint_by_parts(head, person, face, ambient)
+        face = layout.face_index.numpy()
+        painted = _paint_by_parts(head, person, face, _interpolate(head, layout, ambient_light(head)))
     texture[layout.texel.numpy()] = painted
     empty = np.ones(resolution * resolution, bool)
     empty[layout.texel.numpy()] = False
     texture = _grow(texture.reshape(resolution, resolution, 5), empty.reshape(resolution, resolution))
-    return Surface(
-        faces=head.faces.numpy().astype(np.int64),
-        uv=head.uv.numpy().astype(np.float64),
-        uv_faces=head.uv_faces.numpy().astype(np.int64),
-        texture=np.ascontiguousarray(texture),
-    )
+    return dataclasses.replace(_mesh(head), texture=np.ascontiguousarray(texture))
 
 
 def hair_offset(head: HeadModel, person: Person) -> Float[np.ndarray, "V 3"]:
@@ -139,6 +128,77 @@ def _layout(head: HeadModel, resolution: int) -> UVLayout:
     return build_layout(head, resolution)
 
 
+def _interpolate(head: HeadModel, layout: UVLayout, values: np.ndarray) -> np.ndarray:
+    """Values of vertices at the texels."""
+    v, weights = values.astype(np.float32), layout.barycentric.numpy()
+    corners = head.faces.numpy()[layout.face_index.numpy()]
+    return sum(v[corners[:, k]] * (weights[:, k] if v.ndim == 1 else weights[:, k, None]) for k in range(3))
+
+
+@lru_cache(maxsize=2)
+def _mesh(head: HeadModel) -> Surface:
+    """The surface without its paint: everyone shares these arrays."""
+    return Surface(
+        faces=head.faces.numpy().astype(np.int64),
+        uv=head.uv.numpy().astype(np.float64),
+        uv_faces=head.uv_faces.numpy().astype(np.int64),
+        texture=np.zeros((1, 1, 5), np.float32),
+    )
+
+
+@dataclass(frozen=True)
+class _Canvas:
+    """What the texels of the built-in head are, whoever is painted on them; N texels, lengths in mm."""
+
+    points: Float[np.ndarray, "N 3"]
+    patch: Int[np.ndarray, " N"]
+    ring: Float[np.ndarray, " N"]  # of the patch, fractional
+    lower_share: Float[np.ndarray, " N"]  # of the mouth's lower half
+    ambient: Float[np.ndarray, " N"]
+    hairline: Float[np.ndarray, " N"]
+    red: Float[np.ndarray, " N"]  # where blood is near
+    under_eye: Float[np.ndarray, " N"]
+    eye_socket: Float[np.ndarray, " N"]
+    beard: Float[np.ndarray, " N"]
+    gloss: Float[np.ndarray, " N"]
+    oily: Float[np.ndarray, " N"]
+    nostril: Float[np.ndarray, "N 1"]
+
+
+@lru_cache(maxsize=2)
+def _canvas(head: HeadModel, resolution: int) -> _Canvas:
+    mesh, layout = builtin_mesh(), _layout(head, resolution)
+    p = _interpolate(head, layout, mesh.points)
+    _, y, z = p.T
+    folded = np.stack([np.abs(p[:, 0]), y, z], -1)
+    patch = mesh.face_patch[layout.face_index.numpy()]
+    hair_from = hairline(p)
+    red = 0.9 * bump(folded, (38.0, -14.0, 76.0), (17.0, 15.0, 24.0)) + 0.8 * bump(p, (0, -10, 108), (13, 11, 12))
+    red += (
+        0.35 * bump(p, (0, -80, 88), (18, 12, 20))
+        + 0.7 * (patch == EAR)
+        + 0.3 * bump(folded, (30, 14, 76), (18, 6, 20))
+    )
+    beard = smoothstep(-22, -34, y) * smoothstep(-112, -92, y) * smoothstep(0, 22, z) * smoothstep(0.0, -8.0, hair_from)
+    beard *= 1.0 - 0.9 * bump(folded, (34, -28, 80), (14, 16, 22))
+    nostril = bump(folded, (6.0, -21.0, 97.0), (3.0, 3.2, 4.2))
+    return _Canvas(
+        points=p,
+        patch=patch,
+        ring=_interpolate(head, layout, mesh.ring.astype(float)),
+        lower_share=_interpolate(head, layout, (mesh.column > patches.MOUTH_CORNER).astype(float)),
+        ambient=_interpolate(head, layout, ambient_light(head)),
+        hairline=hair_from,
+        red=red,
+        under_eye=0.10 * bump(folded, (27, 13, 78), (13, 4.5, 16)),
+        eye_socket=0.08 * bump(folded, (27, 33, 80), (17, 6, 16)),
+        beard=beard,
+        gloss=np.full(len(p), 0.22, np.float32) + 0.14 * bump(p, (0, 0, 100), (16, 50, 22)).astype(np.float32),
+        oily=(0.06 * bump(p, (0, 70, 84), (40, 26, 26))).astype(np.float32),
+        nostril=0.75 * smoothstep(0.35, 0.75, nostril)[:, None],
+    )
+
+
 @lru_cache(maxsize=2)
 def ambient_light(head: HeadModel) -> Float[np.ndarray, " V"]:
     """Share of the sky that each vertex of the template sees, from shadow maps of 48 directions."""
@@ -158,14 +218,17 @@ def ambient_light(head: HeadModel) -> Float[np.ndarray, " V"]:
     return np.clip(light / np.maximum(total, 1e-6), 0.0, 1.0)
 
 
-def _paint_builtin(person: Person, face: np.ndarray, interpolate, ambient: np.ndarray) -> Float[np.ndarray, "N 5"]:  # type: ignore[no-untyped-def]
-    mesh = builtin_mesh()
-    p = interpolate(mesh.points)
+def _paint_builtin(person: Person, canvas: _Canvas) -> Float[np.ndarray, "N 5"]:
+    p, patch, ring, lower_share, ambient = (
+        canvas.points,
+        canvas.patch,
+        canvas.ring,
+        canvas.lower_share,
+        canvas.ambient,
+    )
     x, y, z = p.T
     side = np.abs(x)
     folded = np.stack([side, y, z], -1)
-    patch, ring = mesh.face_patch[face], interpolate(mesh.ring.astype(float))
-    lower_share = interpolate((mesh.column > patches.MOUTH_CORNER).astype(float))
     eye, mouth, ear = patch == EYE, patch == MOUTH, patch == EAR
     eyeball = eye & (ring >= EYEBALL_RING - 0.5)
     skin_texel = ~eyeball
@@ -176,28 +239,19 @@ def _paint_builtin(person: Person, face: np.ndarray, interpolate, ambient: np.nd
     albedo *= 1.0 + 0.035 * blotch[:, None]
     pores = value_noise(p / 1.3, person.seed + 1)
     albedo *= 1.0 + 0.02 * pores[:, None]
-    red = 0.9 * bump(folded, (38.0, -14.0, 76.0), (17.0, 15.0, 24.0)) + 0.8 * bump(p, (0, -10, 108), (13, 11, 12))
-    red += 0.35 * bump(p, (0, -80, 88), (18, 12, 20)) + 0.7 * ear + 0.3 * bump(folded, (30, 14, 76), (18, 6, 20))
-    red *= (1.0 + 0.5 * blotch) * (0.45 + 0.65 * person.skin[1])
+    red = canvas.red * ((1.0 + 0.5 * blotch) * (0.45 + 0.65 * person.skin[1]))
     albedo *= 1.0 - red[:, None] * np.array([0.02, 0.13, 0.12], np.float32)
-    albedo *= 1.0 - 0.10 * bump(folded, (27, 13, 78), (13, 4.5, 16))[:, None]
-    albedo *= 1.0 - 0.08 * bump(folded, (27, 33, 80), (17, 6, 16))[:, None]
+    albedo *= 1.0 - canvas.under_eye[:, None]
+    albedo *= 1.0 - canvas.eye_socket[:, None]
     if person.freckles:
         spots = value_noise(p / 1.9, person.seed + 2) + 0.4 * value_noise(p / 9.0, person.seed + 3)
         area = bump(folded, (24, -4, 84), (26, 18, 30)) * person.freckles
         albedo *= 1.0 - (area * smoothstep(0.62, 0.85, spots))[:, None] * np.array([0.22, 0.36, 0.42], np.float32)
-    beard = (
-        smoothstep(-22, -34, y) * smoothstep(-112, -92, y) * smoothstep(0, 22, z) * smoothstep(0.0, -8.0, hairline(p))
-    )
-    beard *= 1.0 - 0.9 * bump(folded, (34, -28, 80), (14, 16, 22))
     dots = 0.6 + 0.4 * value_noise(p / 0.9, person.seed + 4)
-    shade = (0.42 * person.stubble * beard * dots)[:, None]
+    shade = (0.42 * person.stubble * canvas.beard * dots)[:, None]
     albedo = albedo * (1 - shade) + shade * (0.5 * person.hair + 0.12)
-    gloss = np.full(len(p), 0.22, np.float32) + 0.14 * bump(p, (0, 0, 100), (16, 50, 22)).astype(np.float32)
-    gloss += (0.06 * bump(p, (0, 70, 84), (40, 26, 26))).astype(np.float32) - 0.10 * (0.5 + 0.5 * pores)
-
-    nostril = bump(folded, (6.0, -21.0, 97.0), (3.0, 3.2, 4.2))
-    albedo *= 1.0 - 0.75 * smoothstep(0.35, 0.75, nostril)[:, None]
+    gloss = canvas.gloss + (canvas.oily - 0.10 * (0.5 + 0.5 * pores))
+    albedo *= 1.0 - canvas.nostril
 
     # lips
     red_of_lips = np.where(mouth, smoothstep(2.75, 3.35, ring + 0.10 * pores), 0.0)
@@ -258,9 +312,10 @@ def _paint_builtin(person: Person, face: np.ndarray, interpolate, ambient: np.nd
     gloss = np.where(wet, 0.5, gloss)
 
     # eyeballs: white, iris with fibres and a dark rim, pupil
-    radius = np.hypot(local[:, 0], local[:, 1])
-    polar = np.degrees(np.arctan2(radius, local[:, 2]))
-    azimuth = np.arctan2(local[:, 1], local[:, 0])
+    ball_local = local[eyeball]
+    radius = np.hypot(ball_local[:, 0], ball_local[:, 1])
+    polar = np.degrees(np.arctan2(radius, ball_local[:, 2]))
+    azimuth = np.arctan2(ball_local[:, 1], ball_local[:, 0])
     white = np.array([0.90, 0.875, 0.85], np.float32) * (1 - 0.22 * smoothstep(34, 62, polar))[:, None]
     veins = smoothstep(0.55, 0.9, value_noise(np.stack([azimuth * 9.0, polar / 9.0], -1), person.seed + 8))
     white = white * (1 - (veins * smoothstep(36, 60, polar))[:, None] * np.array([0.02, 0.20, 0.20], np.float32))
@@ -274,7 +329,7 @@ def _paint_builtin(person: Person, face: np.ndarray, interpolate, ambient: np.nd
     iris = iris * (1.0 - 0.72 * smoothstep(21.5, 25.5, polar))[:, None]
     ball = white + smoothstep(26.8, 25.2, polar)[:, None] * (iris - white)
     ball *= 1.0 - 0.97 * smoothstep(9.8, 8.6, polar)[:, None]
-    albedo = np.where(eyeball[:, None], ball, albedo)
+    albedo[eyeball] = ball
     gloss = np.where(eyeball, 0.95, gloss)
     # the upper lid shades the eyeball
     ambient = np.where(eyeball, 0.92 - 0.34 * smoothstep(1.5, 6.5, local[:, 1]), ambient)
@@ -287,7 +342,7 @@ def _paint_builtin(person: Person, face: np.ndarray, interpolate, ambient: np.nd
     strand = value_noise(np.stack([around * 52.0, reach / 30.0, y / 60.0], -1), person.seed + 12)
     strand += 0.6 * value_noise(np.stack([around * 120.0, reach / 16.0, y / 40.0], -1), person.seed + 13)
     strand += 0.5 * fractal_noise(p / 9.0, person.seed + 14, 2)
-    edge = hairline(p) - person.hairline_shift * smoothstep(0.0, 30.0, z) + ragged
+    edge = canvas.hairline - person.hairline_shift * smoothstep(0.0, 30.0, z) + ragged
     cover = {"bald": 0.16, "buzz": 0.72}.get(person.hair_style, 1.0) * smoothstep(-4.0, 4.5, edge)
     cover = np.where(ear | eye | mouth, 0.0, cover)[:, None].astype(np.float32)
     hair = person.hair * (1.0 + 0.42 * strand)[:, None] + 0.012

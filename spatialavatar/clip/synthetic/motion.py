@@ -23,9 +23,7 @@ def draw_shape(head: HeadModel, identity: int) -> Float[torch.Tensor, "1 S"]:
     return torch.from_numpy(codes.astype(np.float32))[None]
 
 
-def draw_motion(
-    head: HeadModel, identity: int, motion: int, frames: int, fps: float, swing: float = 0.0
-) -> HeadParams:
+def draw_motion(head: HeadModel, identity: int, motion: int, frames: int, fps: float, swing: float = 0.0) -> HeadParams:
     """Parameters of T frames: the shape of ``identity`` moving by ``motion``. Radians and metres.
 
     ``swing``: degrees by which the whole person turns to either side and back, about ten seconds each time, as on a
