@@ -9,8 +9,10 @@ import torch
 
 from spatialavatar.clip.synthetic import SyntheticCapture, synthesize_capture
 from spatialavatar.clip.synthetic.appearance import draw_person
-from spatialavatar.clip.synthetic.mesh_renderer import Surface, render_mesh
+from spatialavatar.clip.synthetic.mesh_renderer import Lights, Surface, render_mesh
+from spatialavatar.clip.synthetic.motion import draw_motion
 from spatialavatar.clip.synthetic.noise import value_noise
+from spatialavatar.clip.synthetic.studio import draw_lights
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head.builtin import generate_head
 from spatialavatar.head.file import write_head
@@ -196,9 +198,9 @@ def test_wrong_requests_are_refused(head: HeadModel) -> None:
         synthesize_capture(head, identity=0, motion=0, frames=0, size=64)
     with pytest.raises(SpatialAvatarError, match="test_last"):
         synthesize_capture(head, identity=0, motion=0, frames=5, size=64, test_last=5)
-    for identity, motion in ((-1, 0), (0, -1)):
-        with pytest.raises(SpatialAvatarError, match="numbers from 0 up"):
-            synthesize_capture(head, identity=identity, motion=motion, frames=5, size=64)
+    for name in ("identity", "motion", "lighting", "framing"):
+        with pytest.raises(SpatialAvatarError, match=f"{name} -1.*numbers from 0 up"):
+            synthesize_capture(head, **{"identity": 0, "motion": 0, name: -1}, frames=5, size=64)  # type: ignore[arg-type]
 
 
 def test_noise_is_smooth_and_centred() -> None:
@@ -207,3 +209,107 @@ def test_noise_is_smooth_and_centred() -> None:
     assert abs(values.mean()) < 0.1 and 0.3 < values.std() < 0.8
     assert np.abs(np.diff(values)).max() < 0.05
     assert not np.array_equal(values, value_noise(line, 8))
+
+
+def test_the_pictures_of_before_are_the_pictures_of_today(capture: SyntheticCapture) -> None:
+    """Benchmarks on record and the demo show these people: means over 24 x 24 pixels, as first written down."""
+    image, matte = capture.render(7, 1)
+    recorded = [
+        [[138, 140, 141], [104, 92, 84], [96, 86, 81], [139, 141, 143]],
+        [[163, 145, 138], [103, 69, 52], [47, 29, 19], [114, 112, 111]],
+        [[161, 137, 128], [151, 106, 88], [96, 71, 60], [133, 135, 136]],
+        [[145, 142, 141], [148, 121, 110], [140, 106, 91], [140, 143, 145]],
+    ]
+    mattes = [[9, 133, 129, 4], [92, 255, 255, 66], [117, 255, 236, 17], [26, 163, 224, 0]]
+    blocks = image.reshape(4, 24, 4, 24, 3).mean((1, 3))
+    assert np.abs(blocks - recorded).max() < 1.0
+    assert np.abs(matte.reshape(4, 24, 4, 24).mean((1, 3)) - mattes).max() < 1.0
+
+
+def test_lighting_by_number_changes_the_light_alone(head: HeadModel) -> None:
+    def film(lighting: int | None) -> SyntheticCapture:
+        return synthesize_capture(head, identity=3, motion=1, frames=1, size=64, texture_size=64, lighting=lighting)
+
+    plain, *lit = [film(number) for number in (None, 0, 1, 2, 3)]
+    assert plain.lights == Lights()
+    pictures = [c.render(0) for c in (plain, *lit)]
+    inside = pictures[0][1] == 255
+    means = np.array([image[inside].mean(0) for image, _ in pictures])
+    for i in range(5):
+        assert np.array_equal(pictures[i][1], pictures[0][1])
+        assert all(np.abs(means[i] - means[j]).max() > 1 for j in range(i))
+    assert np.array_equal(film(2).render(0)[0], pictures[3][0])
+
+
+def test_drawn_lights_stay_in_sensible_bounds(head: HeadModel) -> None:
+    lights = [draw_lights(number) for number in range(300)]
+    totals = np.array([light.key_strength + light.fill_strength + (light.sky + light.ground) / 2 for light in lights])
+    assert 0.79 < totals.min() / 1.22 < 0.85 and 1.1 < totals.max() / 1.22 < 1.16, "the studio light sums to 1.22"
+    keys = np.array([light.key for light in lights])
+    assert (keys[:, 2] > 0).all() and (keys[:, 1] > -0.01).all(), "from the front, never from below"
+    assert 0.3 < (keys[:, 0] > 0).mean() < 0.7
+    warmth = np.array([light.key_color[0] - light.key_color[2] for light in lights])
+    assert -0.33 < warmth.min() < -0.2 and 0.2 < warmth.max() < 0.33
+    for number in range(6):
+        image, matte = synthesize_capture(
+            head, identity=number, motion=0, frames=1, size=64, texture_size=64, lighting=number
+        ).render(0)
+        face = image[matte == 255].astype(float).mean(-1)
+        assert 30 < face.mean() < 215 and (face > 252).mean() < 0.02
+
+
+def test_coloured_light_multiplies_each_channel() -> None:
+    vertices, faces = quad(-0.4, -0.4, 0.4, 0.4, 0.0)
+    colour = (0.5, 0.8, 1.2)
+    tinted = Lights(key_color=colour, fill_color=colour, ambient_color=colour)
+    # albedo 0.2 without gloss, seen head on: no highlight and no rim, so light and picture are proportional
+    plain_image, tinted_image = (
+        render_mesh(vertices, plain(faces, (0.2, 0.2, 0.2)), FRONTAL, INTRINSICS, 64, 64, lights=lights)[0][32, 32]
+        for lights in (Lights(), tinted)
+    )
+    assert np.allclose(tinted_image, plain_image * np.array(colour), rtol=1e-4)
+
+
+def test_framing_by_number_moves_the_cameras_together(head: HeadModel) -> None:
+    def film(framing: int | None) -> SyntheticCapture:
+        return synthesize_capture(
+            head, identity=0, motion=0, frames=1, size=64, cameras=5, texture_size=32, framing=framing
+        )
+
+    still = film(None)
+    frontal = still.world_to_camera[0, 0, 2, :3]
+    assert torch.allclose(frontal, torch.tensor([0.0, 0.0, -1.0]), atol=1e-6)
+    for number in range(8):
+        moved = film(number)
+        away = torch.rad2deg(
+            torch.arccos((moved.world_to_camera[0, :, 2, :3] * still.world_to_camera[0, :, 2, :3]).sum(-1))
+        )
+        assert 0.3 < away[0] < 16 and (away - away[0]).abs().max() < 6
+        share = (moved.render(0)[1] > 127).mean()
+        assert 0.2 < share < 0.75
+        assert (moved.render(0)[1][:3] == 0).all(), "the crown is in the picture"
+    assert not torch.equal(film(3).world_to_camera, moved.world_to_camera)
+    assert torch.equal(film(7).world_to_camera, moved.world_to_camera)
+
+
+def test_a_swing_turns_the_body_to_both_sides(head: HeadModel) -> None:
+    for motion in range(10):
+        talking, turning = (draw_motion(head, 0, motion, 16, 1.0, swing) for swing in (0.0, 30.0))
+        for name in ("expression", "neck", "jaw", "eyes", "translation"):
+            assert torch.equal(getattr(talking, name), getattr(turning, name)), "only the whole body turns"
+        body = torch.rad2deg(turning.global_rotation - talking.global_rotation)
+        assert body[:, 1].max() > 24 and body[:, 1].min() < -24 and body.abs().max() <= 30.1
+        longer = draw_motion(head, 0, motion, 40, 1.0, 30.0)
+        assert torch.allclose(longer.global_rotation[:16], turning.global_rotation, atol=1e-6)
+
+
+def test_resized_captures_show_the_same(head: HeadModel) -> None:
+    large = synthesize_capture(head, identity=4, motion=4, frames=2, size=128, texture_size=64)
+    small, direct = (
+        large.resized(64),
+        synthesize_capture(head, identity=4, motion=4, frames=2, size=64, texture_size=64),
+    )
+    assert torch.allclose(small.intrinsics, direct.intrinsics) and torch.allclose(
+        small.face_box, direct.face_box, atol=1e-3
+    )
+    assert np.abs(small.render(1)[0].astype(int) - direct.render(1)[0]).mean() < 0.05

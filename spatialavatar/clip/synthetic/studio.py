@@ -21,18 +21,22 @@ def draw_lights(number: int) -> Lights:
     """
     rng = np.random.Generator(np.random.PCG64([number, 53]))
     side = 1.0 if rng.random() < 0.5 else -1.0
-    key_strength = rng.uniform(0.38, 0.80)
     key = _direction(side * rng.uniform(5.0, 75.0), rng.uniform(0.0, 55.0))
     fill = _direction(-side * rng.uniform(20.0, 80.0), rng.uniform(-15.0, 30.0))
-    exposure = rng.uniform(0.9, 1.1) * 1.38 / (key_strength + 0.76)  # of the studio light in all: 1.38
+    strengths = np.array(
+        [rng.uniform(0.38, 0.80), rng.uniform(0.06, 0.34), rng.uniform(0.36, 0.56), rng.uniform(0.18, 0.36)]
+    )
+    exposure = rng.uniform(0.8, 1.15)  # of the studio light in all
+    strengths *= exposure * _total(Lights()) / (strengths[:2].sum() + strengths[2:].mean())
+    key_strength, fill_strength, sky, ground = (float(s) for s in strengths)
     warm = rng.uniform(-1.0, 1.0)
     return Lights(
         key=key,
-        key_strength=exposure * key_strength,
+        key_strength=key_strength,
         fill=fill,
-        fill_strength=exposure * rng.uniform(0.06, 0.34),
-        sky=exposure * rng.uniform(0.36, 0.56),
-        ground=exposure * rng.uniform(0.18, 0.36),
+        fill_strength=fill_strength,
+        sky=sky,
+        ground=ground,
         key_color=_temperature(warm),
         fill_color=_temperature(rng.uniform(-1.0, 1.0)),
         ambient_color=_temperature(-0.5 * warm + rng.uniform(-0.5, 0.5)),
@@ -76,6 +80,10 @@ def _look_at(yaw: float, pitch: float, distance: float) -> Matrix:
     out[:3, :3] = np.stack([right, np.cross(-away, right), -away])
     out[:3, 3] = -out[:3, :3] @ (np.array(MIDDLE) + distance * away)
     return out
+
+
+def _total(lights: Lights) -> float:
+    return lights.key_strength + lights.fill_strength + (lights.sky + lights.ground) / 2
 
 
 def _direction(azimuth: float, elevation: float) -> Color:
