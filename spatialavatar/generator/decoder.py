@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import normalize, silu
+from torch.nn.functional import leaky_relu, normalize
 
 from spatialavatar.generator.condition import POSE_AND_EYES, condition
 from spatialavatar.generator.config import DecoderConfig
@@ -21,6 +21,7 @@ from spatialavatar.splat.camera import Camera
 from spatialavatar.splat.gaussians import LocalGaussians
 from spatialavatar.splat.template_skin import rest_scale, template_skin
 
+_SLOPE = 0.2  # of the heads' rectifiers, whose second derivative costs the Jacobian penalty nothing
 CORRECTED = ("position", "rotation", "log_scale", "color")  # by the residual head
 
 
@@ -141,8 +142,8 @@ class _Head(nn.Module):
         self.output = _zeroed(nn.Linear(hidden, out_channels))
 
     def forward(self, features: Float[Tensor, "B N F"], view: Float[Tensor, "B 27"]) -> Float[Tensor, "B N c"]:
-        first = silu(self.features(features) + self.view(view)[:, None])
-        out: Tensor = self.output(silu(self.hidden(first)))
+        first = leaky_relu(self.features(features) + self.view(view)[:, None], _SLOPE)
+        out: Tensor = self.output(leaky_relu(self.hidden(first), _SLOPE))
         return out
 
 

@@ -1,6 +1,7 @@
 """The assembled generator f_theta (method.md section 2): portraits to UV features, UV features to Gaussians."""
 
 import copy
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -52,7 +53,7 @@ class Generator(nn.Module):
 
         Raises SpatialAvatarError for a subject without a source, or sources of another size than the encoder's.
         """
-        layout = self._layout()
+        layout = self.layout
         if not bool(sources.mask.any(1).all()):
             raise SpatialAvatarError("generator: a subject without a single source; one to four are needed")
         ownership = Ownership.of(sources.mask)
@@ -78,7 +79,7 @@ class Generator(nn.Module):
         """Sources of B subjects, and one driver frame for each in canonical form."""
         return self.decode(self.encode(sources), params, camera, penalised=penalised)
 
-    def _layout(self) -> UVLayout:
-        if self.layout.texel.device != self.rest_map.device:
-            self.layout = self.layout.to(self.rest_map.device)
-        return self.layout
+    def _apply(self, fn: Any, recurse: bool = True) -> "Generator":
+        super()._apply(fn, recurse)
+        self.layout = self.layout.to(self.rest_map.device)  # goes where the module goes
+        return self

@@ -35,7 +35,7 @@ from spatialavatar.training.setup import (
     write_anchor,
 )
 from spatialavatar.training.sheet import mean_psnr, sample_sheet, stacked
-from spatialavatar.training.step import Anchor, Objective
+from spatialavatar.training.step import Anchor, Objective, render
 from spatialavatar.training.trainer import NotFinite, Trainer
 
 CONFIG = "config.yaml"
@@ -231,7 +231,11 @@ class _Run:
             self._held_out = held_out_batches(self.config, self.head)
         device = next(self.generator.parameters()).device
         self.trainer.module.eval()
-        shown = [(batch, self.trainer.module.pictures(batch.to(device))) for batch in self._held_out]
+        shown = []
+        for batch in self._held_out:
+            there = batch.to(device)
+            decoded = self.generator(there.sources, there.target.params, there.target.camera)
+            shown.append((batch, render(self.generator, decoded, there)))
         value = mean_psnr([pictures for _, pictures in shown])
         rows = max(1, SHEET_ROWS // len(shown) + 1)
         picture = stacked([sample_sheet(batch, pictures, rows) for batch, pictures in shown])

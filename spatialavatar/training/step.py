@@ -19,12 +19,12 @@ from spatialavatar.losses.l1 import l1
 from spatialavatar.losses.l2sp import l2_sp
 from spatialavatar.losses.ms_ssim import ms_ssim
 from spatialavatar.losses.perceptual import Lpips
-from spatialavatar.losses.photometric import composite, composite_rendering
+from spatialavatar.losses.photometric import composite_rendering
 from spatialavatar.losses.residual_shrinkage import residual_shrinkage
 from spatialavatar.losses.uv_smoothness import texel_pairs, total_variation
 from spatialavatar.splat.binding import bind
-from spatialavatar.splat.rasterize import Rendering, rasterize
-from spatialavatar.training.batch import Batch, Target
+from spatialavatar.splat.rasterize import rasterize
+from spatialavatar.training.batch import Batch
 from spatialavatar.training.config import TrainConfig
 
 Anchor = dict[str, Tensor]  # the Phase-1 weights that L2-SP holds on to, by parameter name; never trained
@@ -46,6 +46,19 @@ class Pictures:
     target: Float[Tensor, "B H W 3"]
 
 
+def render(generator: Generator, decoded: Decoded, batch: Batch) -> Pictures:
+    """The Gaussians on the targets' meshes, seen by the targets' cameras, beside the targets."""
+    head, target = generator.head, batch.target
+    with torch.no_grad():
+        vertices = head(target.params)
+    world = bind(decoded.gaussians, vertices, head.faces, generator.layout.face_index)
+    seen = rasterize(world, target.camera)
+    return Pictures(
+        composite_rendering(seen.features, seen.alpha, target.region, batch.background),
+        target.over(batch.background),
+    )
+
+
 class TrainingModule(nn.Module):
     """The generator and its objective.
 
@@ -64,38 +77,20 @@ class TrainingModule(nn.Module):
         self._pairs = texel_pairs(generator.layout)
 
     def forward(self, batch: Batch) -> Objective:
-        decoded, pictures = self._show(batch, penalised=self.config.loss.lambda_jac > 0)
-        weighted = self._terms(batch, decoded, pictures)
-        loss = torch.stack([weight * value for weight, value in weighted.values()]).sum()
-        terms = {name: value.detach() for name, (_, value) in weighted.items()}
-        terms["mse"] = (pictures.prediction.detach() - pictures.target).square().mean()
-        return Objective(loss, terms)
-
-    @torch.no_grad()
-    def pictures(self, batch: Batch) -> Pictures:
-        """The batch as the generator shows it now, for people."""
-        return self._show(batch)[1]
-
-    def _show(self, batch: Batch, penalised: bool = False) -> tuple[Decoded, Pictures]:
         half = self.config.precision == "bf16"
         device = batch.background.device.type
         mixed: Any = torch.autocast(device, torch.bfloat16) if half else contextlib.nullcontext()
         target = batch.target
         with mixed:
-            decoded: Decoded = self.generator(batch.sources, target.params, target.camera, penalised=penalised)
-        rendering = self._render(decoded, target)
-        return decoded, Pictures(
-            composite_rendering(rendering.features, rendering.alpha, target.region, batch.background),
-            composite(target.image, target.matte * target.region, batch.background),
-        )
-
-    def _render(self, decoded: Decoded, target: Target) -> Rendering:
-        """The Gaussians on the target's mesh, seen by the target's camera."""
-        head = self.generator.head
-        with torch.no_grad():
-            vertices = head(target.params)
-        world = bind(decoded.gaussians, vertices, head.faces, self.generator.layout.face_index.to(head.faces.device))
-        return rasterize(world, target.camera)
+            decoded: Decoded = self.generator(
+                batch.sources, target.params, target.camera, penalised=self.config.loss.lambda_jac > 0
+            )
+        pictures = render(self.generator, decoded, batch)
+        weighted = self._terms(batch, decoded, pictures)
+        loss = torch.stack([weight * value for weight, value in weighted.values()]).sum()
+        terms = {name: value.detach() for name, (_, value) in weighted.items()}
+        terms["mse"] = (pictures.prediction.detach() - pictures.target).square().mean()
+        return Objective(loss, terms)
 
     def _terms(self, batch: Batch, decoded: Decoded, pictures: Pictures) -> dict[str, tuple[float, Tensor]]:
         """Weight and batch mean of each term that has a weight."""
