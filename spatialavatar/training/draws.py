@@ -21,6 +21,7 @@ class Stream(IntEnum):
     SOURCES = 2  # sample
     BACKGROUND = 3  # sample
     RADEMACHER = 4  # sample
+    HELD_OUT = 5  # clip
 
 
 def generator_for(seed: int, stream: Stream, *numbers: int) -> np.random.Generator:

@@ -1,0 +1,105 @@
+"""How well a generator shows people it was not trained on (method.md section 5): fixed cases from a pool of clips.
+
+A case is one subject, K source frames and one target frame. ``cases`` draws those of the protocol: the same targets for
+every K, none of them a source.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from spatialavatar.clip import FrameIndex
+from spatialavatar.evaluation.metrics import psnr, ssim
+from spatialavatar.generator.decoder import Decoded
+from spatialavatar.generator.generator import Generator
+from spatialavatar.losses.perceptual import Lpips
+from spatialavatar.training.batch import Batch, Example, collate
+from spatialavatar.training.draws import Stream, generator_for
+from spatialavatar.training.pool import ClipPool
+from spatialavatar.training.step import Pictures, render
+
+MOST_SOURCES = 4
+BATCH = 8
+WHITE = (1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Case:
+    clip: int  # the subject that is shown
+    sources: tuple[FrameIndex, ...]
+    target: FrameIndex
+    portrayed: int | None = None  # the clip that the sources come from, when it is another
+
+
+def cases(pool: ClipPool, sources: int, targets: int, seed: int = 0) -> list[Case]:
+    """``targets`` cases for each clip of the pool with K = ``sources``; clips give what frames they have.
+
+    The frames are a function of (seed, clip): the first four of a random order are sources for any K, the next ones
+    targets. A single camera's clip differs between sources and target in time, a take in time and camera.
+    """
+    out = []
+    for clip in range(len(pool)):
+        facts = pool.facts(clip)
+        rng = generator_for(seed, Stream.HELD_OUT, clip)
+        frames = [FrameIndex(t, c) for t in facts.instants for c in facts.cameras]
+        order = [frames[i] for i in rng.permutation(len(frames))]
+        shown = order[MOST_SOURCES : MOST_SOURCES + targets]
+        out += [Case(clip, tuple(order[:sources]), target) for target in shown]
+    return out
+
+
+def batches_of(
+    pool: ClipPool,
+    listed: Sequence[Case],
+    image_size: int,
+    resolution: int,
+    background: tuple[float, float, float] = WHITE,
+) -> Iterator[Batch]:
+    """The cases in batches, sources at the encoder's ``image_size``, targets at ``resolution``."""
+    for start in range(0, len(listed), BATCH):
+        yield collate(
+            [
+                Example(
+                    number=start + i,
+                    sources=tuple(
+                        pool.view(case.clip if case.portrayed is None else case.portrayed, frame, image_size)
+                        for frame in case.sources
+                    ),
+                    target=pool.view(case.clip, case.target, resolution),
+                    background=torch.tensor(background),
+                )
+                for i, case in enumerate(listed[start : start + BATCH])
+            ]
+        )
+
+
+Show = Callable[[Batch], Decoded]  # the Gaussians that some way of making avatars gives for a batch
+
+
+@torch.no_grad()
+def measure(
+    show: Show, generator: Generator, batches: Iterable[Batch], lpips: Lpips | None = None
+) -> dict[str, Float[Tensor, " cases"]]:
+    """PSNR (dB), SSIM and LPIPS of each case; LPIPS only with its network."""
+    found: dict[str, list[Tensor]] = {}
+    device = next(generator.parameters()).device
+    for batch in batches:
+        there = batch.to(device)
+        pictures: Pictures = render(generator, show(there), there)
+        values = {
+            "psnr": psnr(pictures.prediction, pictures.target),
+            "ssim": ssim(pictures.prediction, pictures.target),
+        }
+        if lpips is not None:
+            values["lpips"] = lpips(pictures.prediction, pictures.target)
+        for name, value in values.items():
+            found.setdefault(name, []).append(value.cpu())
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def from_sources(generator: Generator) -> Show:
+    """The generator itself."""
+    return lambda batch: generator(batch.sources, batch.target.params, batch.target.camera)
