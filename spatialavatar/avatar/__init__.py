@@ -1,6 +1,24 @@
-"""The saved avatar: read, write, render, animate, export."""
+"""The saved avatar: read, write, render, reconstruct, bake, animate, export."""
 
-from spatialavatar.avatar.avatar import Avatar, licence_note, read_avatar, write_avatar
-from spatialavatar.avatar.rendering import AvatarRenderer, gaussians_for
+from spatialavatar.avatar.avatar import (
+    Avatar,
+    GeneratedAppearance,
+    StaticAppearance,
+    licence_note,
+    read_avatar,
+    write_avatar,
+)
+from spatialavatar.avatar.bake import bake, bake_at_reference
+from spatialavatar.avatar.rendering import AvatarRenderer
 
-__all__ = ["Avatar", "AvatarRenderer", "gaussians_for", "licence_note", "read_avatar", "write_avatar"]
+__all__ = [
+    "Avatar",
+    "AvatarRenderer",
+    "GeneratedAppearance",
+    "StaticAppearance",
+    "bake",
+    "bake_at_reference",
+    "licence_note",
+    "read_avatar",
+    "write_avatar",
+]

@@ -1,7 +1,9 @@
-"""The saved avatar: a folder ``avatar.json`` + ``gaussians.safetensors`` (design.md, "Files of our own").
+"""The saved avatar: a folder ``avatar.json`` + its tensors (design.md, "Kinds of avatar" and "Files of our own").
 
 ``avatar.json`` is written last: a folder without it is not an avatar. It names the head, the UV layout and where the
-avatar came from; the tensors hold the local Gaussians and the subject's shape.
+avatar came from. A ``static`` avatar keeps local Gaussians in ``gaussians.safetensors``; a ``generated`` one keeps the
+subject's UV features and the decoder's parameters in ``features.safetensors``, so that nothing but the head is needed
+to show it.
 """
 
 import dataclasses
@@ -15,32 +17,85 @@ from torch import Tensor
 
 from spatialavatar import __version__, files
 from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.generator.config import DecoderConfig
 from spatialavatar.head import HeadModel, HeadParams, HeadReference, UVLayout, build_layout
+from spatialavatar.splat.camera import Camera
 from spatialavatar.splat.gaussians import LocalGaussians
 
 FORMAT = "spatialavatar-avatar"
-VERSION = 1
+VERSION = 1  # of each kind's layout: a new kind leaves the others readable for older programs
 MANIFEST = "avatar.json"
-TENSORS = "gaussians.safetensors"
+GAUSSIANS, FEATURES = "gaussians.safetensors", "features.safetensors"
 PLY, GAUSSIAN_AVATARS = "point_cloud.ply", "gaussian-avatars"  # where exports lie unless told otherwise
-Kind = Literal["static"]
+Kind = Literal["static", "generated"]
+TENSORS: dict[Kind, str] = {"static": GAUSSIANS, "generated": FEATURES}
+_REFERENCE, _DECODER = "reference.", "decoder."  # prefixes of tensors' names
+
+
+@dataclass(frozen=True)
+class StaticAppearance:
+    """The same Gaussians for every driver."""
+
+    gaussians: LocalGaussians  # B = 1
+
+    @property
+    def count(self) -> int:
+        return self.gaussians.count
+
+    @property
+    def channels(self) -> int:
+        return self.gaussians.color.shape[-1]
+
+    def to(self, device: torch.device | str) -> "StaticAppearance":
+        return StaticAppearance(self.gaussians.to(device))
+
+
+@dataclass(frozen=True)
+class GeneratedAppearance:
+    """Gaussians that a decoder makes for each driver frame, from its view and its expression."""
+
+    features: Float[Tensor, "1 N F"]  # the subject's pooled UV features
+    decoder: DecoderConfig
+    weights: dict[str, Tensor]  # of the decoder, by parameter name
+    reference_camera: Camera  # B = 1, canonical as the avatar's reference parameters are; both say where it is baked
+    generator_hash: str
+    generator_file: str  # where the checkpoint lay; not needed again
+
+    @property
+    def count(self) -> int:
+        return self.features.shape[1]
+
+    @property
+    def channels(self) -> int:
+        return self.decoder.color_channels
+
+    def to(self, device: torch.device | str) -> "GeneratedAppearance":
+        return dataclasses.replace(
+            self,
+            features=self.features.to(device),
+            weights={name: tensor.to(device) for name, tensor in self.weights.items()},
+            reference_camera=self.reference_camera.to(device),
+        )
 
 
 @dataclass(frozen=True)
 class Avatar:
-    """One subject. ``gaussians`` has a batch axis of one; N is the layout's count."""
+    """One subject. N is the layout's count."""
 
-    kind: Kind
     identity: str
     head: HeadReference
     uv_resolution: int
     layout_fingerprint: str
-    gaussians: LocalGaussians
+    appearance: StaticAppearance | GeneratedAppearance
     shape: Float[Tensor, "1 S"]
     static_offset: Float[Tensor, "1 V 3"] | None
     reference_params: HeadParams  # B = 1: the head at the reference frame, at which exports are posed
     provenance: dict[str, Any]  # configuration, clip, versions, metrics: plain JSON
     licence_note: str
+
+    @property
+    def kind(self) -> Kind:
+        return "static" if isinstance(self.appearance, StaticAppearance) else "generated"
 
     def layout(self, head: HeadModel, what: str) -> UVLayout:
         """The layout that the Gaussians belong to. Raises SpatialAvatarError for another head or layout."""
@@ -50,7 +105,7 @@ class Avatar:
         return layout
 
     def head_hints(self, folder: files.Location) -> list[str]:
-        """Where the head of an avatar read from ``folder`` may lie: beside it, or where it was at refinement."""
+        """Where the head of an avatar read from ``folder`` may lie: beside it, or where it was when it was made."""
         named = self.provenance.get("head_file")
         if named is None:
             return [str(folder)]
@@ -58,22 +113,26 @@ class Avatar:
         return [str(folder), files.join(folder, named) if relative else named]
 
 
-def licence_note(head: HeadReference, clip_licence: str, start_note: str = "") -> str:
+def licence_note(head: HeadReference, clip_licence: str, start_note: str = "", generator_licence: str = "") -> str:
     """What a holder of the avatar must know: the terms of all that it was made from."""
     note = f"Made with head model {head.id} ({head.licence}; {head.attribution}) from footage under: {clip_licence}"
+    if generator_licence:
+        note += f"; by a generator trained on footage under: {generator_licence}"
     return f"{note}; started from an avatar with this note: {start_note}" if start_note else note
 
 
 def write_avatar(folder: files.Location, avatar: Avatar) -> None:
-    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in avatar.gaussians.tensors().items()}
-    arrays["shape"] = avatar.shape.detach().cpu().numpy()
+    """Write the avatar; tensors that an avatar of another kind left in the folder go at the end."""
+    tensors, facts = _appearance_tensors(avatar.appearance)
+    tensors["shape"] = avatar.shape
     if avatar.static_offset is not None:
-        arrays["static_offset"] = avatar.static_offset.detach().cpu().numpy()
+        tensors["static_offset"] = avatar.static_offset
     for field in dataclasses.fields(HeadParams):
         value = getattr(avatar.reference_params, field.name)
         if value is not None and field.name not in ("shape", "static_offset"):
-            arrays[f"reference.{field.name}"] = value.detach().cpu().numpy()
-    files.write_tensors(files.join(folder, TENSORS), arrays, {"format": FORMAT, "version": str(VERSION)})
+            tensors[_REFERENCE + field.name] = value
+    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+    files.write_tensors(files.join(folder, TENSORS[avatar.kind]), arrays, {"format": FORMAT, "version": str(VERSION)})
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -82,14 +141,18 @@ def write_avatar(folder: files.Location, avatar: Avatar) -> None:
         "head": dataclasses.asdict(avatar.head),
         "layout": {
             "uv_resolution": avatar.uv_resolution,
-            "count": avatar.gaussians.count,
+            "count": avatar.appearance.count,
             "fingerprint": avatar.layout_fingerprint,
         },
+        **facts,
         "provenance": {"spatialavatar": __version__, "torch": torch.__version__, **avatar.provenance},
         "licence_note": avatar.licence_note,
         "tensors": files.content_hash(arrays),  # so that no manifest ever speaks for another avatar's tensors
     }
     files.write_json(files.join(folder, MANIFEST), manifest)
+    for kind, name in TENSORS.items():
+        if kind != avatar.kind:
+            files.remove(files.join(folder, name))
 
 
 def read_avatar(folder: files.Location) -> Avatar:
@@ -97,48 +160,101 @@ def read_avatar(folder: files.Location) -> Avatar:
     where = files.join(folder, MANIFEST)
     if not files.exists(where):
         raise SpatialAvatarError(
-            f"{folder}: holds no {MANIFEST}; an avatar folder (from 'spatialavatar refine') is needed"
+            f"{folder}: holds no {MANIFEST}; an avatar folder (from 'spatialavatar refine' or 'reconstruct') is needed"
         )
     manifest = files.read_json(where)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise SpatialAvatarError(f"{where}: not an avatar of ours (format is not {FORMAT})")
     if manifest.get("version") != VERSION:
         raise SpatialAvatarError(
-            f"{where}: avatar format version {manifest.get('version')}, this program reads {VERSION}; refine it again"
+            f"{where}: avatar format version {manifest.get('version')}, this program reads {VERSION}; make it again"
         )
-    if manifest.get("kind") != "static":
-        raise SpatialAvatarError(f"{where}: kind {manifest.get('kind')!r}, expected 'static'")
-    arrays, _ = files.read_tensors(files.join(folder, TENSORS))
+    kind = manifest.get("kind")
+    if kind not in TENSORS:
+        raise SpatialAvatarError(f"{where}: kind {kind!r}, expected one of {', '.join(TENSORS)}")
+    arrays, _ = files.read_tensors(files.join(folder, TENSORS[kind]))
     if manifest.get("tensors") != files.content_hash(arrays):
         raise SpatialAvatarError(
-            f"{folder}: {TENSORS} is not what {MANIFEST} was written with (a broken copy or write); refine it again"
+            f"{folder}: {TENSORS[kind]} is not what {MANIFEST} was written with (a broken copy or write); make it again"
         )
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     try:
         layout = manifest["layout"]
-        gaussians = LocalGaussians(**{f.name: tensors[f.name] for f in dataclasses.fields(LocalGaussians)})
+        appearance = _static(tensors) if kind == "static" else _generated(tensors, manifest)
         reference = {
-            f.name: tensors.get(f"reference.{f.name}") for f in dataclasses.fields(HeadParams) if f.name != "shape"
+            f.name: tensors.get(_REFERENCE + f.name) for f in dataclasses.fields(HeadParams) if f.name != "shape"
         }
         reference["static_offset"] = tensors.get("static_offset")
         avatar = Avatar(
-            kind=manifest["kind"],
             identity=manifest["identity"],
             head=HeadReference(**manifest["head"]),
             uv_resolution=layout["uv_resolution"],
             layout_fingerprint=layout["fingerprint"],
-            gaussians=gaussians,
+            appearance=appearance,
             shape=tensors["shape"],
             static_offset=tensors.get("static_offset"),
             reference_params=HeadParams(shape=tensors["shape"], **reference),  # type: ignore[arg-type]
             provenance=manifest["provenance"],
             licence_note=manifest["licence_note"],
         )
-    except (KeyError, TypeError) as e:
-        raise SpatialAvatarError(f"{folder}: avatar is incomplete ({e}); refine it again") from None
-    n = layout["count"]
-    expected = {"position": 3, "rotation": 4, "log_scale": 3, "color": gaussians.color.shape[-1]}
-    fits = all(getattr(gaussians, name).shape == (1, n, width) for name, width in expected.items())
-    if not fits or gaussians.opacity_logit.shape != (1, n):
-        raise SpatialAvatarError(f"{folder}: {TENSORS} does not hold {n} Gaussians as {MANIFEST} says; refine it again")
+    except (KeyError, TypeError, ValueError) as e:
+        raise SpatialAvatarError(
+            f"{folder}: avatar is incomplete ({' '.join(str(e).split())[:200]}); make it again"
+        ) from None
+    if not _fits(avatar.appearance, layout["count"]):
+        raise SpatialAvatarError(
+            f"{folder}: {TENSORS[avatar.kind]} does not hold {layout['count']} Gaussians as {MANIFEST} says; "
+            "make it again"
+        )
     return avatar
+
+
+def _appearance_tensors(appearance: StaticAppearance | GeneratedAppearance) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors, and what the manifest says beside them."""
+    if isinstance(appearance, StaticAppearance):
+        return appearance.gaussians.tensors(), {}
+    camera = appearance.reference_camera
+    tensors = {
+        "features": appearance.features,
+        **{_DECODER + name: tensor for name, tensor in appearance.weights.items()},
+        _REFERENCE + "world_to_camera": camera.world_to_camera,
+        _REFERENCE + "intrinsics": camera.intrinsics,
+    }
+    facts = {
+        "generator": {
+            "hash": appearance.generator_hash,
+            "file": appearance.generator_file,
+            "decoder": appearance.decoder.model_dump(mode="json"),
+        },
+        "reference_camera": {"width": camera.width, "height": camera.height},
+    }
+    return tensors, facts
+
+
+def _static(tensors: dict[str, Tensor]) -> StaticAppearance:
+    return StaticAppearance(LocalGaussians(**{f.name: tensors[f.name] for f in dataclasses.fields(LocalGaussians)}))
+
+
+def _generated(tensors: dict[str, Tensor], manifest: dict[str, Any]) -> GeneratedAppearance:
+    generator, size = manifest["generator"], manifest["reference_camera"]
+    weights = {name.removeprefix(_DECODER): t for name, t in tensors.items() if name.startswith(_DECODER)}
+    camera = Camera(
+        tensors[_REFERENCE + "world_to_camera"], tensors[_REFERENCE + "intrinsics"], size["width"], size["height"]
+    )
+    return GeneratedAppearance(
+        features=tensors["features"],
+        decoder=DecoderConfig.model_validate(generator["decoder"]),
+        weights=weights,
+        reference_camera=camera,
+        generator_hash=generator["hash"],
+        generator_file=generator["file"],
+    )
+
+
+def _fits(appearance: StaticAppearance | GeneratedAppearance, count: int) -> bool:
+    if isinstance(appearance, GeneratedAppearance):
+        return appearance.features.shape == (1, count, appearance.decoder.feature_channels)
+    gaussians = appearance.gaussians
+    expected = {"position": 3, "rotation": 4, "log_scale": 3, "color": appearance.channels}
+    fits = all(getattr(gaussians, name).shape == (1, count, width) for name, width in expected.items())
+    return fits and gaussians.opacity_logit.shape == (1, count)

@@ -6,21 +6,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spatialavatar.avatar.avatar import Avatar
-from spatialavatar.head import HeadModel, HeadParams
+from spatialavatar.avatar.avatar import Avatar, GeneratedAppearance, StaticAppearance
+from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.generator.decoder import GaussianDecoder
+from spatialavatar.head import HeadModel, HeadParams, UVLayout
+from spatialavatar.head.canonical import canonical
 from spatialavatar.splat.binding import bind
 from spatialavatar.splat.camera import Camera
 from spatialavatar.splat.gaussians import LocalGaussians, WorldGaussians
 from spatialavatar.splat.rasterize import Rendering, rasterize
-
-
-def gaussians_for(avatar: Avatar, params: HeadParams, camera: Camera) -> LocalGaussians:
-    """The local Gaussians that the avatar shows for a driver's parameters and view, B = ``params.batch``.
-
-    A static avatar shows the same ones always.
-    """
-    local = avatar.gaussians
-    return LocalGaussians(**{name: t.expand(params.batch, *t.shape[1:]) for name, t in local.tensors().items()})
 
 
 class AvatarRenderer:
@@ -30,27 +24,53 @@ class AvatarRenderer:
     """
 
     def __init__(self, avatar: Avatar, head: HeadModel, device: torch.device | str, what: str = "avatar") -> None:
-        self.layout = avatar.layout(head, what).to(device)
+        layout = avatar.layout(head, what)
+        self.layout = layout.to(device)
         self.head = head.on(device)
         offset = avatar.static_offset
         self.avatar = dataclasses.replace(
             avatar,
-            gaussians=avatar.gaussians.to(device),
+            appearance=avatar.appearance.to(device),
             shape=avatar.shape.to(device),
             static_offset=None if offset is None else offset.to(device),
         )
         self.device = torch.device(device)
+        self._decoder: GaussianDecoder | None = None
+        if isinstance(avatar.appearance, GeneratedAppearance):
+            self._decoder = _decoder(avatar.appearance, head, layout, what).to(device)
+
+    def gaussians_for(self, params: HeadParams, camera: Camera) -> LocalGaussians:
+        """The local Gaussians that the avatar shows for B drivers' parameters and views, in any form.
+
+        A static avatar shows the same ones always; a generated one decodes them from the canonical form of its own
+        head with the driver's motion.
+        """
+        appearance = self.avatar.appearance
+        if isinstance(appearance, StaticAppearance):
+            tensors = appearance.gaussians.tensors()
+            return LocalGaussians(**{name: t.expand(params.batch, *t.shape[1:]) for name, t in tensors.items()})
+        assert self._decoder is not None
+        still, world_to_camera = canonical(self.head, self.own(params), camera.world_to_camera.to(self.device))
+        view = dataclasses.replace(camera.to(self.device), world_to_camera=world_to_camera)
+        with torch.no_grad():
+            return self._decoder.at(appearance.features.expand(params.batch, -1, -1), still, view).gaussians
+
+    def own(self, params: HeadParams) -> HeadParams:
+        """The avatar's own shape with a driver's expression and pose."""
+        return params.to(self.device).with_identity(self.avatar.shape, self.avatar.static_offset)
 
     def world(self, params: HeadParams, camera: Camera) -> WorldGaussians:
-        """The avatar's Gaussians under a driver: its own shape, the driver's expression and pose."""
-        own = params.to(self.device).with_identity(self.avatar.shape, self.avatar.static_offset)
-        local = gaussians_for(self.avatar, own, camera)
-        return bind(local, self.head(own), self.head.faces, self.layout.face_index)
+        """The avatar's Gaussians under a driver."""
+        return self._posed(self.gaussians_for(params, camera), params)
 
-    @torch.no_grad()
     def render(self, params: HeadParams, camera: Camera) -> Rendering:
         """B frames: B rows of parameters, B cameras."""
-        return rasterize(self.world(params, camera), camera.to(self.device))
+        return self.show(self.gaussians_for(params, camera), params, camera)
+
+    @torch.no_grad()
+    def show(self, local: LocalGaussians, params: HeadParams, camera: Camera) -> Rendering:
+        """What ``gaussians_for`` gave, posed and splatted."""
+        return rasterize(self._posed(local, params), camera.to(self.device))
 
     @torch.no_grad()
     def image(
@@ -61,3 +81,20 @@ class AvatarRenderer:
         rendering = self.render(params, camera)
         rgb = Rendering(rendering.features[..., :3], rendering.alpha)
         return rgb.over(behind.to(self.device)).clamp(0, 1)
+
+    def _posed(self, local: LocalGaussians, params: HeadParams) -> WorldGaussians:
+        return bind(local, self.head(self.own(params)), self.head.faces, self.layout.face_index)
+
+
+def _decoder(appearance: GeneratedAppearance, head: HeadModel, layout: UVLayout, what: str) -> GaussianDecoder:
+    decoder = GaussianDecoder(appearance.decoder, head.on("cpu"), layout)
+    wanted = {name: tuple(p.shape) for name, p in decoder.named_parameters()}
+    found = {name: tuple(t.shape) for name, t in appearance.weights.items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise SpatialAvatarError(
+                f"{what}: its decoder holds {found.get(name, 'nothing')} for {name}, this program and head need "
+                f"{wanted.get(name, 'nothing')}; reconstruct it again"
+            )
+    decoder.load_state_dict(appearance.weights)
+    return decoder.requires_grad_(False).eval()

@@ -27,7 +27,7 @@ def animate(
     ] = "driver",
     frames: Annotated[int | None, typer.Option(min=1, help="At most this many frames.")] = None,
     resolution: Annotated[
-        int | None, typer.Option(min=16, help="Pixels of the longer side; what it was refined at unless given.")
+        int | None, typer.Option(min=16, help="Pixels of the longer side; what it was made at unless given.")
     ] = None,
     fps: Annotated[float | None, typer.Option(min=0.1, help="Frames per second; the driver's unless given.")] = None,
     background: BackgroundOption = "white",

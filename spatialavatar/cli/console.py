@@ -17,7 +17,9 @@ SECONDS_BETWEEN_LINES = 5.0  # of plain progress, where no terminal is
 
 HeadOption = Annotated[
     str | None,
-    typer.Option("--head", metavar="FILE", help="Head file; needed when it is not where it was at refinement."),
+    typer.Option(
+        "--head", metavar="FILE", help="Head file; needed when it is no longer where the avatar's maker had it."
+    ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu, or cuda.")]
 BackgroundOption = Annotated[str, typer.Option(help="Colour behind the head: white, black, or r,g,b in 0..1.")]

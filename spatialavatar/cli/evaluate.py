@@ -31,7 +31,7 @@ def evaluate(
     out: Annotated[str | None, typer.Option("--out", "-o", metavar="FILE", help="Write the report as JSON.")] = None,
     sheet: Annotated[str | None, typer.Option(metavar="PNG", help="Write a picture: target | avatar | error.")] = None,
     resolution: Annotated[
-        int | None, typer.Option(min=16, help="Pixels of the longer side; what it was refined at unless given.")
+        int | None, typer.Option(min=16, help="Pixels of the longer side; what it was made at unless given.")
     ] = None,
     background: Annotated[
         str | None,

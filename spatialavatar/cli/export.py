@@ -27,12 +27,14 @@ def export(
 ) -> None:
     """Write an avatar as a plain 3DGS PLY, or as a GaussianAvatars folder (heads of FLAME's topology only).
 
+    A generated avatar goes out as it looks at its reference frame; 'spatialavatar avatar bake --at' takes another.
+
     \b
     spatialavatar export avatars/anna --format ply --out anna.ply
     spatialavatar export avatars/anna --format gaussian-avatars --driver clips/anna --out anna_ga
     """
     from spatialavatar import files
-    from spatialavatar.avatar import AvatarRenderer, read_avatar
+    from spatialavatar.avatar import AvatarRenderer, StaticAppearance, bake_at_reference, read_avatar
     from spatialavatar.avatar.animate import orbit_camera, still
     from spatialavatar.avatar.avatar import GAUSSIAN_AVATARS, PLY
     from spatialavatar.avatar.export import write_gaussian_avatars, write_ply
@@ -46,6 +48,8 @@ def export(
         raise SpatialAvatarError(f"--frame {frame}: names an instant of --driver, for --format ply")
     subject = read_avatar(avatar)
     model = resolve_head(subject.head, head, avatar, subject.head_hints(avatar))
+    subject = bake_at_reference(subject, model, "cpu", avatar)
+    assert isinstance(subject.appearance, StaticAppearance)
     renderer = AvatarRenderer(subject, model, "cpu", avatar)
     params = subject.reference_params
     if driver is not None:
@@ -70,5 +74,5 @@ def export(
         target = out or files.join(avatar, GAUSSIAN_AVATARS)
         files.claim_output_folder(target, force=force)
         own = params.with_identity(subject.shape, subject.static_offset)
-        write_gaussian_avatars(target, model, renderer.layout, subject.gaussians, own, comments)
-    say(f"{subject.gaussians.count} Gaussians -> {target}\n{subject.licence_note}")
+        write_gaussian_avatars(target, model, renderer.layout, subject.appearance.gaussians, own, comments)
+    say(f"{subject.appearance.count} Gaussians -> {target}\n{subject.licence_note}")

@@ -13,7 +13,20 @@ from typing import Annotated
 import typer
 
 from spatialavatar import __version__
-from spatialavatar.cli import animate, clip, demo, doctor, evaluate, export, head, refine
+from spatialavatar.cli import (
+    animate,
+    avatar,
+    clip,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    head,
+    model,
+    reconstruct,
+    refine,
+    train,
+)
 from spatialavatar.errors import SpatialAvatarError
 
 app = typer.Typer(
@@ -25,11 +38,15 @@ app = typer.Typer(
     help="Tracked head videos in, animatable 3D Gaussian head avatars out. Start with: spatialavatar demo",
 )
 app.command("demo")(demo.demo)
+app.command("reconstruct")(reconstruct.reconstruct)
 app.command("refine")(refine.refine)
+app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("animate")(animate.animate)
 app.command("export")(export.export)
+app.add_typer(avatar.app, name="avatar")
 app.add_typer(head.app, name="head")
+app.add_typer(model.app, name="model")
 app.add_typer(clip.app, name="clip")
 app.command("doctor")(doctor.doctor)
 

@@ -19,7 +19,22 @@ def refine(
             "--head", metavar="FILE", help="The head that the clip was tracked with; the built-in one is found."
         ),
     ] = None,
-    init: Annotated[str, typer.Option(metavar="AVATAR|template", help="What to start from.")] = "template",
+    init: Annotated[
+        str,
+        typer.Option(
+            metavar="template|generator|AVATAR",
+            help="What to start from: the template skin, what --checkpoint makes of the clip, or an avatar.",
+        ),
+    ] = "template",
+    checkpoint: Annotated[
+        str | None, typer.Option(metavar="CKPT", help="With --init generator: a training run or a checkpoint of it.")
+    ] = None,
+    k: Annotated[
+        int | None, typer.Option("--k", min=1, max=4, help="With --init generator: source frames; 4 unless given.")
+    ] = None,
+    encoder_weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The encoder's weights, when not where they were at training.")
+    ] = None,
     config: Annotated[
         str | None, typer.Option(metavar="FILE", help="YAML with any of the values of configs/refine.yaml.")
     ] = None,
@@ -42,9 +57,11 @@ def refine(
 
     \b
     spatialavatar refine clips/anna --head flame2020.head.safetensors --out avatars/anna
+    spatialavatar refine clips/anna --init generator --checkpoint runs/phase2 --out avatars/anna
     spatialavatar refine clips/anna --head builtin.head.safetensors --out quick --resolution 256 \\
         --uv-resolution 128 --iterations 2000 --set anti_spike.aspect_tau=0.7
     """
+    from spatialavatar.avatar.reconstruct import load_generator
     from spatialavatar.clip import open_clip
     from spatialavatar.config import load_config
     from spatialavatar.errors import SpatialAvatarError
@@ -52,14 +69,20 @@ def refine(
         METRICS,
         Progress,
         RefineConfig,
+        Start,
         StopRefinement,
         avatar_start,
         claim_folder,
+        generator_start,
         is_finished,
         refine_clip,
         template_start,
     )
 
+    if (init == "generator") != (checkpoint is not None):
+        raise SpatialAvatarError("--init generator and --checkpoint CKPT go together: give both or neither")
+    if init != "generator" and (k is not None or encoder_weights is not None):
+        raise SpatialAvatarError("--k and --encoder-weights are for --init generator")
     shortcuts = {"iterations": iterations, "resolution": resolution, "uv_resolution": uv_resolution}
     overrides = [f"{key}={value}" for key, value in shortcuts.items() if value is not None]
     settings = load_config(RefineConfig, config, [*(set_ or []), *overrides])
@@ -70,7 +93,15 @@ def refine(
         say(f"{out}: already finished; replace it with --force")
         return
     claim_folder(out, resume, force)
-    start = template_start(model, settings.uv_resolution) if init == "template" else avatar_start(init, model)
+    start: Start
+    if init == "template":
+        start = template_start(model, settings.uv_resolution)
+    elif init == "generator":
+        generation = load_generator(str(checkpoint), model, where, encoder_weights)
+        start = generator_start(footage, model, generation, k or 4, settings.seed)
+        del generation
+    else:
+        start = avatar_start(init, model, where)
     if uv_resolution not in (None, start.layout.resolution):
         raise SpatialAvatarError(
             f"--uv-resolution {uv_resolution}: {init} has {start.layout.resolution}, "

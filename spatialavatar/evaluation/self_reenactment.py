@@ -34,7 +34,8 @@ class Comparison:
     index: FrameIndex
     target: Float[Tensor, "H W 3"]
     render: Float[Tensor, "H W 3"]
-    seconds: float  # to pose and render
+    seconds: float  # to decode (a generated avatar), pose and render
+    aspect_ratio: float  # largest of the Gaussians shown
 
 
 def compare(
@@ -53,12 +54,14 @@ def compare(
         coverage = frame.matte.to(renderer.device)[None] * region
         target = composite(frame.image.to(renderer.device)[None], coverage, behind)
         began = time.perf_counter()
-        rendering = renderer.render(clip.params_at(index), clip.camera(index).resized(width, height))
+        params, camera = clip.params_at(index), clip.camera(index).resized(width, height)
+        local = renderer.gaussians_for(params, camera)
+        rendering = renderer.show(local, params, camera)
         if renderer.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - began
         render = composite_rendering(rendering.features, rendering.alpha, region, behind).clamp(0, 1)
-        yield Comparison(index, target[0], render[0], seconds)
+        yield Comparison(index, target[0], render[0], seconds, max_aspect_ratio(local.log_scale))
 
 
 def evaluate(
@@ -89,7 +92,7 @@ def evaluate(
     if min(clip.size_at(resolution)) < LPIPS_LEAST_SIZE:
         lpips = None
     per_frame: list[dict[str, Any]] = []
-    seconds = []
+    seconds, aspect_ratios = [], []
     for done, c in enumerate(compare(renderer, clip, frames, resolution, background)):
         a, b = c.render[None], c.target[None]
         values = {"psnr": psnr(a, b), "ssim": ssim(a, b), "mse": mse(a, b)}
@@ -98,24 +101,26 @@ def evaluate(
         row["lpips"] = None if lpips is None else float(lpips(a, b))
         per_frame.append(row)
         seconds.append(c.seconds)
+        aspect_ratios.append(c.aspect_ratio)
         observe(done + 1, len(frames))
     provenance = renderer.avatar.provenance
     trained = provenance.get("metrics", {})
     seconds.sort()
     return {
         "identity": renderer.avatar.identity,
+        "kind": renderer.avatar.kind,
         "clip": clip.identity,
         "split": split,
         "frames": len(frames),
         "resolution": resolution,
         "background": [round(float(x), 4) for x in background],
         **{name: _mean(row[name] for row in per_frame) for name in METRICS},
-        "max_aspect_ratio": max_aspect_ratio(renderer.avatar.gaussians.log_scale),
+        "max_aspect_ratio": max(aspect_ratios),
         "iterations": trained.get("iterations"),
         "seconds": trained.get("seconds"),
         "peak_memory_gib": trained.get("peak_memory_gib"),
         "frames_per_second": round(1 / max(seconds[len(seconds) // 2], 1e-9), 2),
-        "gaussians": renderer.avatar.gaussians.count,
+        "gaussians": renderer.avatar.appearance.count,
         "worst_frame": min(per_frame, key=lambda row: row["psnr"]),
         "per_frame": per_frame,
     }

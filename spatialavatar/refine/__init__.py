@@ -1,8 +1,8 @@
 """Per-subject refinement (method.md section 4)."""
 
+from spatialavatar.avatar.reference_frame import mouth_openness, reference_frame
 from spatialavatar.refine.config import AntiSpike, LearningRates, RefineConfig
 from spatialavatar.refine.loop import Refinement, StepTerms
-from spatialavatar.refine.reference_frame import mouth_openness, reference_frame
 from spatialavatar.refine.run import (
     METRICS,
     Progress,
@@ -10,6 +10,7 @@ from spatialavatar.refine.run import (
     StopRefinement,
     avatar_start,
     claim_folder,
+    generator_start,
     is_finished,
     refine_clip,
     template_start,
@@ -29,6 +30,7 @@ __all__ = [
     "Subject",
     "avatar_start",
     "claim_folder",
+    "generator_start",
     "is_finished",
     "mouth_openness",
     "reference_frame",

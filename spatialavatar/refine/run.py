@@ -11,16 +11,24 @@ from typing import Any
 import torch
 
 from spatialavatar import files
-from spatialavatar.avatar import Avatar, licence_note, read_avatar, write_avatar
-from spatialavatar.avatar.avatar import GAUSSIAN_AVATARS, MANIFEST, PLY, TENSORS
-from spatialavatar.clip import TrackedClip
+from spatialavatar.avatar import (
+    Avatar,
+    StaticAppearance,
+    bake_at_reference,
+    licence_note,
+    read_avatar,
+    write_avatar,
+)
+from spatialavatar.avatar.avatar import FEATURES, GAUSSIAN_AVATARS, GAUSSIANS, MANIFEST, PLY
+from spatialavatar.avatar.reconstruct import Generation, choose_frames, look_at, reconstruct, with_a_face
+from spatialavatar.avatar.reference_frame import reference_frame
+from spatialavatar.clip import FrameIndex, TrackedClip
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head import HeadModel, HeadReference, UVLayout, build_layout, texel_spacing
 from spatialavatar.refine import checkpoint as checkpoints
 from spatialavatar.refine.checkpoint import Checkpoint
 from spatialavatar.refine.config import RefineConfig
 from spatialavatar.refine.loop import TERM_NAMES, Refinement, StepTerms
-from spatialavatar.refine.reference_frame import reference_frame
 from spatialavatar.refine.subject import Subject
 from spatialavatar.splat.gaussians import LocalGaussians
 from spatialavatar.splat.template_skin import template_skin
@@ -48,11 +56,44 @@ def template_start(head: HeadModel, uv_resolution: int, channels: int = 3) -> St
     return Start(skin, layout, "template")
 
 
-def avatar_start(folder: files.Location, head: HeadModel) -> Start:
-    """Another avatar's Gaussians and layout. Raises SpatialAvatarError when it belongs to another head."""
+def avatar_start(folder: files.Location, head: HeadModel, device: torch.device | str = "cpu") -> Start:
+    """Another avatar's Gaussians and layout; a generated one's are those of its reference frame.
+
+    Raises SpatialAvatarError when it belongs to another head.
+    """
     avatar = read_avatar(folder)
-    layout = avatar.layout(head, str(folder))
-    return Start(avatar.gaussians, layout, f"avatar {avatar.identity}", avatar.licence_note)
+    return _start(avatar, head, device, f"avatar {avatar.identity}", str(folder))
+
+
+def generator_start(
+    clip: TrackedClip, head: HeadModel, generation: Generation, sources: int = 4, seed: int = 0
+) -> Start:
+    """What a generator makes of the clip: source 0, view and condition are the training frames' reference frame's.
+
+    Further sources are training frames far from it and from each other. Raises SpatialAvatarError when no training
+    frame shows the face.
+    """
+    clip.require_head(head)
+    shown = with_a_face(clip, head)
+    instants = sorted({frame.instant for frame in shown})
+    quietest = instants[reference_frame(head, clip.params[instants], seed)]
+    first = max((frame for frame in shown if frame.instant == quietest), key=lambda frame: shown[frame])
+    frames = choose_frames(clip, head, shown, sources, first)
+    portraits = look_at(frames, head, generation.generator.config.encoder.image_size)
+    avatar = reconstruct(generation, portraits, reference=0)
+    names = ", ".join(_frame(source.index, clip) for source in portraits.frames)
+    origin = f"generator {generation.facts.hash[:12]} from frames {names}"
+    return _start(avatar, head, generation.device, origin, clip.folder)
+
+
+def _start(avatar: Avatar, head: HeadModel, device: torch.device | str, origin: str, what: str) -> Start:
+    static = bake_at_reference(avatar, head, device, what).appearance
+    assert isinstance(static, StaticAppearance)
+    return Start(static.gaussians, avatar.layout(head, what), origin, avatar.licence_note)
+
+
+def _frame(index: FrameIndex, clip: TrackedClip) -> str:
+    return f"{index.instant} (camera {index.camera})" if clip.cameras > 1 else str(index.instant)
 
 
 class StopRefinement(Exception):
@@ -124,12 +165,11 @@ def refine_clip(
     seen = sorted({frame.instant for frame in subject.frames})
     reference = seen[reference_frame(head, clip.params[seen].to(device), config.seed)]
     avatar = Avatar(
-        kind="static",
         identity=clip.identity,
         head=HeadReference.of(head),
         uv_resolution=layout.resolution,
         layout_fingerprint=layout.fingerprint,
-        gaussians=refinement.gaussians().to("cpu"),
+        appearance=StaticAppearance(refinement.gaussians().to("cpu")),
         shape=clip.params.shape[:1],
         static_offset=None if clip.params.static_offset is None else clip.params.static_offset[:1],
         reference_params=clip.params[reference],
@@ -285,7 +325,7 @@ def claim_folder(out: files.Location, resume: bool = False, force: bool = False)
             f"{out}: holds an unfinished refinement; go on with --resume, or start over with --force"
         )
     # nothing but what a run leaves that was killed before it could finish
-    begun = all(name in (LOG, TENSORS, checkpoints.FILE) or _is_partial(name) for name in names)
+    begun = all(name in (LOG, GAUSSIANS, FEATURES, checkpoints.FILE) or _is_partial(name) for name in names)
     files.claim_output_folder(out, MANIFEST, force or begun)
 
 
@@ -296,5 +336,5 @@ def is_finished(out: files.Location) -> bool:
 
 def _is_partial(name: str) -> bool:
     """Whether a write of ours was killed and left this."""
-    own = (LOG, TENSORS, MANIFEST, checkpoints.FILE)
+    own = (LOG, GAUSSIANS, FEATURES, MANIFEST, checkpoints.FILE)
     return name.endswith(files.TEMPORARY) and any(name.startswith(f".{file}.") for file in own)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from spatialavatar import files
-from spatialavatar.avatar import Avatar, AvatarRenderer, licence_note, read_avatar, write_avatar
+from spatialavatar.avatar import Avatar, AvatarRenderer, StaticAppearance, licence_note, read_avatar, write_avatar
 from spatialavatar.avatar.animate import driven_frames, orbit_camera, still, write_video
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head import HeadReference, build_layout, find_head, write_head
@@ -26,12 +26,11 @@ def avatar(**changes) -> Avatar:  # type: ignore[no-untyped-def]
     gaussians = replace(start.gaussians, color=torch.rand(start.gaussians.color.shape, generator=random))
     params = tiny_params(1, seed=4)
     values = {
-        "kind": "static",
         "identity": "ann",
         "head": HeadReference.of(head),
         "uv_resolution": UV,
         "layout_fingerprint": start.layout.fingerprint,
-        "gaussians": gaussians,
+        "appearance": StaticAppearance(gaussians),
         "shape": params.shape,
         "static_offset": None,
         "reference_params": params,
@@ -53,8 +52,8 @@ def test_round_trip(tmp_path: Path, offset: bool) -> None:
     written = replace(written, reference_params=replace(written.reference_params, static_offset=static_offset))
     write_avatar(tmp_path / "a", written)
     back = read_avatar(tmp_path / "a")
-    for name, tensor in written.gaussians.tensors().items():
-        assert torch.equal(back.gaussians.tensors()[name], tensor)
+    for name, tensor in written.appearance.gaussians.tensors().items():
+        assert torch.equal(back.appearance.gaussians.tensors()[name], tensor)
     assert torch.equal(back.reference_params.expression, written.reference_params.expression)
     if static_offset is None:
         assert back.static_offset is None and back.reference_params.static_offset is None
@@ -64,7 +63,7 @@ def test_round_trip(tmp_path: Path, offset: bool) -> None:
         written.head, written.layout_fingerprint, written.licence_note,
     )  # fmt: skip
     assert back.provenance["config"] == {"resolution": 32}
-    assert back.layout(tiny_head(), "a").count == back.gaussians.count
+    assert back.layout(tiny_head(), "a").count == back.appearance.count
 
 
 def test_interrupted_write_leaves_no_avatar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from spatialavatar import files
-from spatialavatar.avatar import Avatar, write_avatar
-from spatialavatar.cli import main
+from spatialavatar.avatar import Avatar, StaticAppearance, write_avatar
 from spatialavatar.clip import TrackedClip
 from spatialavatar.head import HeadReference, read_head, write_head
 from spatialavatar.head.model import ARRAYS
@@ -22,29 +21,6 @@ from tests.builders.clips import tiny_clip, tiny_head
 from tests.builders.flame_like import flame_like, write_flame_pickle, write_template_obj
 
 SHORT = ["--iterations", "6", "--resolution", "40", "--uv-resolution", "16"]
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
-    """Call the command in this process."""
-
-    def call(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["spatialavatar", *map(str, arguments)])
-        capfd.readouterr()
-        try:
-            main.run()
-            code = 0
-        except SystemExit as e:
-            code = int(e.code or 0)
-        return Result(code, *capfd.readouterr())
-
-    return call
 
 
 class World(NamedTuple):
@@ -162,7 +138,7 @@ def test_gaussian_avatars_of_a_flame_head(run, tmp_path: Path) -> None:  # type:
     write_avatar(
         tmp_path / "avatar",
         Avatar(
-            "static", "ann", HeadReference.of(head), 16, start.layout.fingerprint, start.gaussians,
+            "ann", HeadReference.of(head), 16, start.layout.fingerprint, StaticAppearance(start.gaussians),
             head.neutral().shape + 0.5, None, head.neutral(), {"config": {}, "clip": {}, "metrics": {}}, "be kind",
         ),
     )  # fmt: skip
@@ -325,6 +301,9 @@ def test_help_teaches_without_loading_torch() -> None:
         "evaluate",
         "animate",
         "export",
+        "reconstruct",
+        "avatar",
+        "avatar bake",
         "doctor",
         "head",
         "clip",

@@ -13,7 +13,7 @@ import torch
 
 from spatialavatar import files
 from spatialavatar.avatar import read_avatar
-from spatialavatar.avatar.avatar import TENSORS
+from spatialavatar.avatar.avatar import GAUSSIANS
 from spatialavatar.clip import TrackedClip, open_clip
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.refine import (
@@ -56,14 +56,14 @@ def test_finished_run_leaves_avatar_and_log_and_no_checkpoint(clip: TrackedClip,
     seen = []
     refine(clip, out, observe=lambda progress: seen.append(progress.iteration))
     assert seen == list(range(31))
-    assert files.list_folder(out) == ["avatar.json", TENSORS, LOG]
+    assert files.list_folder(out) == ["avatar.json", GAUSSIANS, LOG]
     lines = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [4, 8, 12, 16, 20, 24, 28, 30]
     assert all(0 < line["l1"] < 1 and -1 <= line["ssim"] <= 1 for line in lines)
     avatar = read_avatar(out)
     start = template_start(tiny_head(), UV)
     assert avatar.layout_fingerprint == start.layout.fingerprint
-    assert avatar.gaussians.count == start.gaussians.count
+    assert avatar.appearance.count == start.gaussians.count
     assert avatar.provenance["metrics"]["iterations"] == 30
     assert avatar.provenance["clip"]["training_frames"] == 4
     assert "made for tests" in avatar.licence_note
@@ -79,7 +79,7 @@ def test_stopped_and_resumed_run_is_bit_identical(clip: TrackedClip, tmp_path: P
         assert FILE in files.list_folder(parts)
         assert "avatar.json" not in files.list_folder(parts)
     refine(clip, parts, resume=True)
-    assert (parts / TENSORS).read_bytes() == (whole / TENSORS).read_bytes()
+    assert (parts / GAUSSIANS).read_bytes() == (whole / GAUSSIANS).read_bytes()
 
     def log_without_time(folder: Path) -> list[dict[str, float]]:
         return [{**json.loads(line), "seconds": 0} for line in (folder / LOG).read_text().splitlines()]
@@ -112,13 +112,13 @@ def test_checkpoint_of_other_inputs_is_refused_and_kept(clip: TrackedClip, tmp_p
 def test_finished_avatar_is_replaced_only_by_force(clip: TrackedClip, tmp_path: Path) -> None:
     out = tmp_path / "avatar"
     refine(clip, out)
-    before = (out / TENSORS).read_bytes()
+    before = (out / GAUSSIANS).read_bytes()
     for resume in (False, True):
         with pytest.raises(SpatialAvatarError, match=r"finished avatar.*--force"):
             refine(clip, out, resume=resume)
-    assert (out / TENSORS).read_bytes() == before
+    assert (out / GAUSSIANS).read_bytes() == before
     refine(clip, out, config("iterations=2", *FAST), force=True)
-    assert (out / TENSORS).read_bytes() != before
+    assert (out / GAUSSIANS).read_bytes() != before
 
 
 def test_foreign_folder_is_not_written_into(clip: TrackedClip, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_disk_full_during_a_checkpoint_keeps_the_one_before(
     monkeypatch.undo()
     refine(clip, out, resume=True)
     refine(clip, whole)
-    assert (out / TENSORS).read_bytes() == (whole / TENSORS).read_bytes()
+    assert (out / GAUSSIANS).read_bytes() == (whole / GAUSSIANS).read_bytes()
 
 
 def test_numbers_that_explode_stop_the_run_and_keep_the_last_checkpoint(
@@ -200,7 +200,7 @@ def test_run_that_died_before_its_first_checkpoint_starts_again(
     (out / f".{FILE}.abc{files.TEMPORARY}").write_bytes(b"half a checkp")
     refine(clip, out, resume=resume)
     refine(clip, whole)
-    assert (out / TENSORS).read_bytes() == (whole / TENSORS).read_bytes()
+    assert (out / GAUSSIANS).read_bytes() == (whole / GAUSSIANS).read_bytes()
     assert files.list_folder(out) == files.list_folder(whole)
 
 
@@ -219,11 +219,11 @@ def test_start_from_another_avatar(clip: TrackedClip, tmp_path: Path) -> None:
     refine(clip, tmp_path / "first")
     start = avatar_start(tmp_path / "first", tiny_head())
     again = refine_clip(clip, tiny_head(), start, config("iterations=0"), tmp_path / "second")
-    first = read_avatar(tmp_path / "first").gaussians
-    torch.testing.assert_close(again.gaussians.position, first.position)
+    first = read_avatar(tmp_path / "first").appearance.gaussians
+    torch.testing.assert_close(again.appearance.gaussians.position, first.position)
     # a clamped scale is clamped again about its new mean
-    torch.testing.assert_close(again.gaussians.log_scale, first.log_scale, rtol=0, atol=5e-3)
-    torch.testing.assert_close(again.gaussians.color, first.color.clamp(0.01, 0.99), rtol=0, atol=1e-6)
+    torch.testing.assert_close(again.appearance.gaussians.log_scale, first.log_scale, rtol=0, atol=5e-3)
+    torch.testing.assert_close(again.appearance.gaussians.color, first.color.clamp(0.01, 0.99), rtol=0, atol=1e-6)
     assert again.provenance["start"].startswith("avatar")
     assert read_avatar(tmp_path / "first").licence_note in again.licence_note
 
@@ -260,5 +260,5 @@ def test_killed_and_resumed_process_is_bit_identical(clip: TrackedClip, tmp_path
             time.sleep(0.005)  # poll for the next checkpoint
     assert kills == 3
     assert start(parts).wait(timeout=300) == 0
-    assert (parts / TENSORS).read_bytes() == (whole / TENSORS).read_bytes()
+    assert (parts / GAUSSIANS).read_bytes() == (whole / GAUSSIANS).read_bytes()
     assert open_clip(clip.folder).identity == clip.identity
