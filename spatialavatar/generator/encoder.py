@@ -54,6 +54,12 @@ class Encoder(nn.Module):
                 f"encoder.layers {self.layers}: expected four rising numbers from 0 to {depth - 1} ({config.backbone} "
                 f"has {depth} blocks)"
             )
+        heads = self.backbone.blocks[0].attn.num_heads
+        if self.channels % (4 * heads):  # the rotary embedding turns pairs, for rows and for columns
+            raise SpatialAvatarError(
+                f"encoder.architecture {config.architecture}: embed_dim {self.channels} must be a multiple of 4 x "
+                f"num_heads {heads}"
+            )
         for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
         self.backbone.requires_grad_(not config.frozen)
