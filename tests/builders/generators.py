@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from spatialavatar.generator import DecoderConfig, EncoderConfig, GeneratorConfig, StyleUNetConfig
+from spatialavatar.generator.decoder import GaussianDecoder
 from spatialavatar.generator.generator import Generator
 from spatialavatar.generator.sources import Sources
 from spatialavatar.head import HeadModel, HeadParams
@@ -56,18 +57,22 @@ def tiny_generator(head: HeadModel, seed: int = 0, **changes: Any) -> Generator:
         return Generator(tiny_generator_config(**changes), head)
 
 
-def awaken(generator: Generator, seed: int = 0, scale: float = 0.5) -> Generator:
+def awaken(generator: Generator, seed: int = 0) -> Generator:
     """Give its zero-initialised last layers random weights, so that sources, view and expression matter."""
+    awaken_decoder(generator.decoder, seed)
+    return generator
+
+
+def awaken_decoder(decoder: GaussianDecoder, seed: int = 0) -> GaussianDecoder:
     random = torch.Generator().manual_seed(seed)
-    layers: list[Any] = [head.output for head in generator.decoder.heads.values()]
-    if generator.decoder.residual is not None:
-        layers += [generator.decoder.residual.film[-1], *generator.decoder.residual.convs.values()]
+    layers: list[Any] = [head.output for head in decoder.heads.values()]
+    if decoder.residual is not None:
+        layers += [decoder.residual.film[-1], *decoder.residual.convs.values()]
     with torch.no_grad():
         for layer in layers:
-            for parameter in (layer.weight, layer.bias):
-                values = torch.randn(parameter.shape, generator=random) * scale
-                parameter.copy_(values / layer.in_features**0.5 if parameter is layer.weight else values)
-    return generator
+            for parameter, spread in ((layer.weight, 0.5 / layer.in_features**0.5), (layer.bias, 0.5)):
+                parameter.copy_(spread * torch.randn(parameter.shape, generator=random))
+    return decoder
 
 
 def tiny_view(count: int, size: int, seed: int = 0) -> Camera:
