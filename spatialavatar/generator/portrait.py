@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import pad
 
 from spatialavatar.clip import FrameIndex, TrackedClip
+from spatialavatar.clip.square import square_intrinsics, square_picture
 from spatialavatar.head import HeadModel, HeadParams
 from spatialavatar.head.canonical import canonical
 from spatialavatar.splat.camera import Camera
@@ -22,26 +22,16 @@ class Portrait:
 
 
 def portrait(clip: TrackedClip, index: FrameIndex, head: HeadModel, size: int) -> Portrait:
-    """The frame in a square of ``size`` pixels, its colours and matte of 8 bits as on disk."""
-    left, top, width, height = fitted(clip.width, clip.height, size)
-    frame = clip.frame(index, width, height)
-    image, matte = ((x * 255).round() / 255 for x in (frame.image, frame.matte))
-    coverage = matte * frame.region
-    bars = (left, size - width - left, top, size - height - top)
+    """The frame in a square of ``size`` pixels. Raises SpatialAvatarError for one that cannot be read."""
+    picture = square_picture(clip, index, size)
+    image, matte = (torch.from_numpy(pixels).float() / 255 for pixels in (picture.image, picture.matte))
+    coverage = matte * torch.from_numpy(picture.region)
     own = clip.camera(index)
     params, world_to_camera = canonical(head, clip.params_at(index), own.world_to_camera)
-    intrinsics = own.resized(width, height).intrinsics.clone()
-    intrinsics[:, :2, 2] += torch.tensor([left, top])
+    intrinsics = square_intrinsics(own.intrinsics, clip.width, clip.height, size)
     return Portrait(
-        image=pad((image * coverage[..., None]).movedim(-1, 0), bars),
+        image=(image * coverage[..., None]).movedim(-1, 0),
         params=params,
         camera=Camera(world_to_camera, intrinsics, size, size),
         coverage=float(matte.mean()),
     )
-
-
-def fitted(width: int, height: int, size: int) -> tuple[int, int, int, int]:
-    """Where a picture lies in a square that it just fits: left, top, width, height."""
-    longer = max(width, height)
-    w, h = max(1, round(width * size / longer)), max(1, round(height * size / longer))
-    return (size - w) // 2, (size - h) // 2, w, h

@@ -39,6 +39,7 @@ class StyleUNet(nn.Module):
         self.bottom = _Styled(2 * widths[-1], widths[-1], style)
         self.up = nn.ModuleList(_Up(widths[level + 1], widths[level], style) for level in range(levels))
         self.output = ModulatedConv(widths[0], out_channels, style, size=1)
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1)  # what a source shows need not be learned to pass
 
     def forward(self, maps: Float[Tensor, "B C R R"], cls: Float[Tensor, "B D"]) -> Float[Tensor, "B F R R"]:
         style = self.mapping(cls * (cls.square().mean(-1, keepdim=True) + 1e-8).rsqrt())
@@ -50,7 +51,7 @@ class StyleUNet(nn.Module):
         x = self.bottom(torch.cat([x, self.constant.expand(len(x), -1, -1, -1).to(x.dtype)], 1), style)
         for level in reversed(range(len(skips))):
             x = self._run(self.up[level], x, skips[level], style)
-        out: Tensor = self.output(x, style)
+        out: Tensor = self.output(x, style) + self.shortcut(maps)
         return out
 
     def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ a sample is drawn from (seed, sample number). Preparing batches ahead changes no
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from itertools import islice
@@ -67,6 +67,17 @@ class Batch:
     def __len__(self) -> int:
         return len(self.numbers)
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of it by name, for a file."""
+        tensors = {"numbers": self.numbers, "background": self.background, "sources.mask": self.sources.mask}
+        tensors |= {"sources.images": self.sources.images}
+        for side, of in (("sources", self.sources), ("target", self.target)):
+            for value in (of.params, of.camera):
+                parts = {f.name: getattr(value, f.name) for f in fields(value)}
+                tensors |= {f"{side}.{name}": part for name, part in parts.items() if isinstance(part, Tensor)}
+        tensors |= {f"target.{n}": getattr(self.target, n) for n in ("image", "matte", "region", "face_box")}
+        return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+
     def to(self, device: Any) -> "Batch":
         return Batch(self.numbers, self.sources.to(device), self.target.to(device), self.background.to(device))
 
@@ -121,7 +132,7 @@ def make_batch(pool: ClipPool, step: int, config: TrainConfig) -> Batch:
     return collate([make_example(pool, first + i, config) for i in range(config.batch_size)])
 
 
-def batches(pool: ClipPool, config: TrainConfig, first_step: int = 0) -> Iterator[Batch]:
+def batches(pool: ClipPool, config: TrainConfig, first_step: int = 0) -> Generator[Batch, None, None]:
     """The batches of steps ``first_step`` .. ``config.steps - 1``, prepared in one thread up to AHEAD in advance.
 
     An error in the thread is raised here, at its batch. Closing the iterator (or dropping it) ends the thread.

@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 
-import cv2
 import fsspec
 
 from spatialavatar import files
 from spatialavatar.clip import FrameIndex, TrackedClip, open_clip
 from spatialavatar.clip.header import HEADER_FILE
+from spatialavatar.clip.square import SquarePicture, square_picture
 from spatialavatar.clip.tracked_clip import clip_folder
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head import HeadModel
-from spatialavatar.training.pool import Memory, Pixels, Tracking, View
+from spatialavatar.training.pool import Memory, Tracking, View
 from spatialavatar.training.samplers import ClipFacts
 
 
@@ -54,6 +54,11 @@ class FolderPool:
     def __len__(self) -> int:
         return len(self._clips)
 
+    @property
+    def licence(self) -> str:
+        terms = sorted({clip.source.licence for clip in self._clips})
+        return "; ".join(terms)
+
     def name(self, clip: int) -> str:
         return self._clips[clip].folder
 
@@ -61,19 +66,10 @@ class FolderPool:
         return self._tracking[clip].facts
 
     def view(self, clip: int, frame: FrameIndex, size: int) -> View:
-        tracking = self._tracking[clip]
+        def read() -> SquarePicture:
+            return square_picture(self._clips[clip], frame, size)
 
-        def decode() -> Pixels:
-            left, top, width, height = tracking.content(size)
-            read = self._clips[clip].frame(frame, width, height)
-            image = (read.image * 255).round().byte().numpy()
-            matte = (read.matte * 255).round().byte().numpy()
-            region = read.region.byte().numpy()
-            bars = (top, size - height - top, left, size - width - left)
-            square = [cv2.copyMakeBorder(a, *bars, cv2.BORDER_CONSTANT, value=0) for a in (image, matte, region)]
-            return Pixels(square[0], square[1], square[2].astype(bool))
-
-        return tracking.view(frame, self._memory.pixels(clip, frame, size, decode))
+        return self._tracking[clip].view(frame, self._memory.pixels(clip, frame, size, read))
 
 
 def _folders(locations: Sequence[str]) -> list[str]:

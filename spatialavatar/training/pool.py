@@ -10,11 +10,11 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float
 
 from spatialavatar.clip import FrameIndex
+from spatialavatar.clip.square import SquarePicture, on_square, square_intrinsics
 from spatialavatar.generator.view_encoding import view_direction
 from spatialavatar.head import HeadModel, HeadParams
 from spatialavatar.head.canonical import canonical
@@ -28,23 +28,10 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """One frame as a square picture; a picture that was none has equal bars, where matte and region are 0."""
-
-    image: UInt8[np.ndarray, "S S 3"]  # straight, not multiplied by the matte
-    matte: UInt8[np.ndarray, "S S"]
-    region: Bool[np.ndarray, "S S"]  # where losses count
-
-    @property
-    def bytes(self) -> int:
-        return sum(a.nbytes for a in (self.image, self.matte, self.region) if a.strides[0])  # repeated rows: none
-
-
-@dataclass(frozen=True)
 class View:
     """One frame with what is known of it, in the canonical form, on the CPU."""
 
-    pixels: Pixels
+    pixels: SquarePicture
     face_box: Float[torch.Tensor, "4"]  # x0 y0 x1 y1 in pixels; NaN when unknown
     params: HeadParams  # one row
     camera: Camera  # one, at the picture's size
@@ -54,6 +41,11 @@ class View:
 class ClipPool(Protocol):
     def __len__(self) -> int:
         """How many clips there are."""
+        ...
+
+    @property
+    def licence(self) -> str:
+        """The terms of all that is trained on, in a line: whoever holds the result must know them."""
         ...
 
     def name(self, clip: int) -> str:
@@ -105,28 +97,16 @@ class Tracking:
         )
         return Tracking(params, world_to_camera, intrinsics, face_box, *size, facts, black_only)
 
-    def content(self, size: int) -> tuple[int, int, int, int]:
-        """Where the picture lies in a square of ``size`` pixels: left, top, width, height."""
-        longer = max(self.width, self.height)
-        width = max(1, round(self.width * size / longer))
-        height = max(1, round(self.height * size / longer))
-        return (size - width) // 2, (size - height) // 2, width, height
-
-    def view(self, frame: FrameIndex, pixels: Pixels) -> View:
+    def view(self, frame: FrameIndex, pixels: SquarePicture) -> View:
         """The frame with its numbers, all moved onto the square of ``pixels``."""
         t, c = frame
-        size = len(pixels.image)
-        left, top, width, height = self.content(size)
-        camera = Camera(self.world_to_camera[t, c][None], self.intrinsics[t, c][None], self.width, self.height)
-        intrinsics = camera.resized(width, height).intrinsics.clone()
-        intrinsics[:, :2, 2] += torch.tensor([left, top])
-        box = torch.full((4,), torch.nan)
-        if self.face_box is not None:
-            scale = torch.tensor([width / self.width, height / self.height])
-            box = self.face_box[t, c] * scale.repeat(2) + torch.tensor([left, top]).repeat(2)
-        return View(
-            pixels, box, self.params[t], Camera(camera.world_to_camera, intrinsics, size, size), self.black_only
+        size, own = len(pixels.image), (self.width, self.height)
+        camera = Camera(
+            self.world_to_camera[t, c][None], square_intrinsics(self.intrinsics[t, c][None], *own, size), size, size
         )
+        known = self.face_box is not None
+        box = on_square(self.face_box[t, c], *own, size) if known else torch.full((4,), torch.nan)  # type: ignore[index]
+        return View(pixels, box, self.params[t], camera, self.black_only)
 
 
 class Memory:
@@ -152,7 +132,7 @@ class Memory:
             held: T = self._held[key]
             return held
 
-    def pixels(self, clip: int, frame: FrameIndex, size: int, make: Callable[[], Pixels]) -> Pixels:
+    def pixels(self, clip: int, frame: FrameIndex, size: int, make: Callable[[], SquarePicture]) -> SquarePicture:
         return self.get((clip, frame, size), make, lambda pixels: pixels.bytes)
 
 

@@ -6,10 +6,11 @@ Capture n shows person n in motion n, in the light and from the cameras drawn by
 import numpy as np
 
 from spatialavatar.clip import FrameIndex
+from spatialavatar.clip.square import SquarePicture
 from spatialavatar.clip.synthetic import SyntheticCapture, synthesize_capture
 from spatialavatar.head import HeadModel
 from spatialavatar.training.config import SyntheticData
-from spatialavatar.training.pool import Memory, Pixels, Tracking, View
+from spatialavatar.training.pool import Memory, Tracking, View
 from spatialavatar.training.samplers import ClipFacts
 
 FPS = 1.0  # instants lie far apart, so that few of them show many expressions and both sides of the head
@@ -29,6 +30,10 @@ class SyntheticPool:
     def __len__(self) -> int:
         return self._config.identities
 
+    @property
+    def licence(self) -> str:
+        return f"synthetic people of head model {self._head.info.id} ({self._head.info.licence})"
+
     def name(self, clip: int) -> str:
         return f"synthetic-{self._config.first_identity + clip:03d}"
 
@@ -36,9 +41,9 @@ class SyntheticPool:
         return self._tracked(clip).facts
 
     def view(self, clip: int, frame: FrameIndex, size: int) -> View:
-        def render() -> Pixels:
+        def render() -> SquarePicture:
             image, matte = self._capture(clip).resized(size).render(*frame)
-            return Pixels(image, matte, np.broadcast_to(np.True_, matte.shape))
+            return SquarePicture(image, matte, np.broadcast_to(np.True_, matte.shape))
 
         return self._tracked(clip).view(frame, self._memory.pixels(clip, frame, size, render))
 

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from spatialavatar.clip import FrameIndex, TrackedClip
+from spatialavatar.clip.square import SquarePicture
 from spatialavatar.clip.synthetic import synthesize_capture
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head import HeadModel, builtin_head, write_head
 from spatialavatar.head.canonical import canonical
 from spatialavatar.training.config import DataConfig, SyntheticData
 from spatialavatar.training.folder_pool import FolderPool
-from spatialavatar.training.pool import Memory, Pixels, View, open_pool
+from spatialavatar.training.pool import Memory, View, open_pool
 from spatialavatar.training.synthetic_pool import SyntheticPool
 from tests.builders.clips import tiny_clip, tiny_head
 
@@ -126,9 +127,11 @@ def test_memory_changes_no_value(tmp_path: Path, memory_gb: float) -> None:
 def test_memory_keeps_within_its_budget() -> None:
     made: list[int] = []
 
-    def make(number: int) -> Pixels:
+    def make(number: int) -> SquarePicture:
         made.append(number)
-        return Pixels(np.zeros((10, 10, 3), np.uint8), np.zeros((10, 10), np.uint8), np.broadcast_to(True, (10, 10)))
+        return SquarePicture(
+            np.zeros((10, 10, 3), np.uint8), np.zeros((10, 10), np.uint8), np.broadcast_to(True, (10, 10))
+        )
 
     memory = Memory(850e-9)  # bytes for two pictures of 400
     for number in (0, 1, 2, 0, 1, 2):
