@@ -1,0 +1,161 @@
+"""``spatialavatar train``: the feed-forward generator, trained in one process."""
+
+import math
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from spatialavatar.cli.console import DeviceOption, choose_device, progress, say
+
+if TYPE_CHECKING:
+    from spatialavatar.training.config import TrainConfig
+    from spatialavatar.training.run import Progress
+
+SPEED_STEPS = 20  # over which samples/s is averaged
+
+
+def train(
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config", "-c", metavar="FILE", help="YAML as configs/phase1.yaml; with --resume the run's own is taken."
+        ),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option("--out", "-o", metavar="RUN", help="Folder for the run; runs/<name of FILE> unless given."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps, in place of the file's.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other value; may be repeated.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint of a stopped run.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace what --out holds.")] = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train a generator: portraits in, avatars out.
+
+    In two phases, on 2 CPU cores in minutes (configs/dev) or as the paper (configs/phase1.yaml, configs/phase2.yaml):
+
+    \b
+    spatialavatar train --config configs/dev/phase1.yaml --out runs/phase1
+    spatialavatar train --config configs/dev/phase2.yaml --set phase1_checkpoint=runs/phase1 --out runs/phase2
+
+    \b
+    Ctrl-C stops with a checkpoint; go on, or try another value:
+    spatialavatar train --resume --out runs/phase1
+    spatialavatar train --config configs/dev/phase1.yaml --set loss.lambda_jac=0 --out runs/no-jacobian
+    """
+    from spatialavatar.config import load_config
+    from spatialavatar.errors import SpatialAvatarError
+    from spatialavatar.training.config import TrainConfig
+    from spatialavatar.training.run import CONFIG, StopTraining
+    from spatialavatar.training.run import train as train_generator
+
+    if config is None and (out is None or not resume):
+        raise SpatialAvatarError(
+            "train: which configuration? Start with --config configs/dev/phase1.yaml, or go on with --resume --out RUN"
+        )
+    folder = out if out is not None else f"runs/{PurePosixPath(str(config)).stem}"
+    overrides = [*(set_ or []), *([] if steps is None else [f"steps={steps}"])]
+    settings = load_config(TrainConfig, config or f"{folder.rstrip('/')}/{CONFIG}", overrides)
+    where = choose_device(device)
+    say(_plan(settings, str(where), folder))
+    state: Progress | None = None
+    try:
+        with _clean_stop() as stop_requested, progress("training", settings.steps) as update:
+            status = _Status(settings)
+
+            def observe(now: "Progress") -> None:
+                nonlocal state
+                state = now
+                update(now.step, status.note(now))
+                if stop_requested() and now.step < now.steps:
+                    raise StopTraining
+
+            saved = train_generator(settings, folder, device=where, resume=resume, force=force, observe=observe)
+    except StopTraining:
+        again = f"spatialavatar train --resume --out {folder}" + ("" if device == "auto" else f" --device {device}")
+        say(f"stopped after step {state.step if state else 0} with a checkpoint; go on with: {again}")
+        raise typer.Exit(130) from None
+    say(_outcome(settings, folder, saved, state.seconds if state else 0.0, status.held_out))
+
+
+class _Status:
+    """What stands beside the progress bar."""
+
+    def __init__(self, config: "TrainConfig") -> None:
+        self._samples = config.batch_size
+        self._recent: deque[tuple[int, float]] = deque(maxlen=SPEED_STEPS + 1)
+        self.held_out: float | None = None  # dB
+
+    def note(self, state: "Progress") -> str:
+        self._recent.append((state.step, state.seconds))
+        self.held_out = state.latest.get("held_out_psnr", self.held_out)
+        parts = []
+        if "loss" in state.latest:
+            parts.append(f"loss {state.latest['loss']:.4f}")
+        if state.latest.get("mse", 0) > 0:
+            parts.append(f"{-10 * math.log10(state.latest['mse']):.1f} dB")
+        if self.held_out is not None:
+            parts.append(f"held out {self.held_out:.1f} dB")
+        (first, began), (last, now) = self._recent[0], self._recent[-1]
+        if now > began:
+            parts.append(f"{(last - first) * self._samples / (now - began):.1f} samples/s")
+        return ", ".join(parts)
+
+
+@contextmanager
+def _clean_stop() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM ask to stop; gives a function that tells whether they did. A second one interrupts at once."""
+    requested = False
+
+    def request(*_: object) -> None:
+        nonlocal requested
+        if requested:
+            raise KeyboardInterrupt
+        requested = True
+        say("stopping after this step, with a checkpoint (press again to stop at once)")
+
+    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: requested
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _plan(config: "TrainConfig", device: str, out: str) -> str:
+    kind = {1: "monocular", 2: "multi-view"}[config.phase]
+    synthetic = config.data.synthetic
+    data = f"{synthetic.identities} synthetic people" if synthetic else f"clips in {', '.join(config.data.clips)}"
+    start = f", from {config.phase1_checkpoint}" if config.phase1_checkpoint else ""
+    return (
+        f"phase {config.phase} ({kind}){start} on {data}\n"
+        f"{config.steps} steps of {config.batch_size} samples at {config.resolution} pixels in {config.precision} "
+        f"on {device} -> {out}"
+    )
+
+
+def _outcome(config: "TrainConfig", out: str, checkpoint: str, seconds: float, held_out: float | None) -> str:
+    from spatialavatar.training.run import LOG, SHEETS, TENSORBOARD
+
+    quality = "" if held_out is None else f", held-out PSNR {held_out:.2f} dB"
+    lines = [
+        f"{config.steps} steps in {seconds:.0f} s{quality} -> {out}",
+        f"  checkpoint   {checkpoint}",
+        f"  pictures     {out}/{SHEETS} (sources | target | render)",
+        f"  metrics      {out}/{LOG}; tensorboard --logdir {out}/{TENSORBOARD}",
+        "next:",
+        f"  spatialavatar reconstruct CLIP#0 --checkpoint {out} --out avatar",
+    ]
+    if config.phase == 1:
+        lines.append(f"  spatialavatar train --config .../phase2.yaml --set phase1_checkpoint={out} --out runs/phase2")
+    return "\n".join(lines)
