@@ -9,7 +9,7 @@ from spatialavatar.avatar.rendering import AvatarRenderer
 from spatialavatar.head import HeadModel, HeadParams
 from spatialavatar.splat.camera import Camera
 
-REFERENCE = "reference frame"
+REFERENCE = "its reference frame"
 
 
 def bake(renderer: AvatarRenderer, params: HeadParams, camera: Camera, frame: str) -> Avatar:

@@ -57,7 +57,7 @@ def bake_(
         baked = bake(renderer, params, camera, frame_name(clip, frame[1]))
     claim_avatar_folder(out, force)
     write_avatar(out, moved(baked, avatar, out))
-    say(f"{baked.appearance.count} Gaussians at the {baked.provenance['baked']['frame']} -> {out}")
+    say(f"{baked.appearance.count} Gaussians at {baked.provenance['baked']['frame']} -> {out}")
     say(baked.licence_note)
 
 

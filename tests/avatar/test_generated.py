@@ -326,3 +326,23 @@ def test_refinement_starts_from_the_generator(tmp_path: Path) -> None:
     color = refined.appearance.gaussians.color
     assert color.shape[-1] == 5 and color[..., :3].min() >= 0 and color[..., :3].max() <= 1
     torch.testing.assert_close(color[..., 3:], start.gaussians.color[..., 3:])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_shows_what_the_cpu_shows(tmp_path: Path, clip: TrackedClip) -> None:
+    generation(tmp_path)
+    on_cuda = load_generator(tmp_path / "g", tiny_head(), "cuda")
+    frames = [SourceFrame(clip, FrameIndex(t, 0)) for t in (0, 2)]
+    avatars = [reconstruct(g, look_at(frames, tiny_head(), IMAGE_SIZE)) for g in (generation(tmp_path), on_cuda)]
+    params, camera = driver(2)
+    shown = [
+        AvatarRenderer(a, tiny_head(), d).gaussians_for(params, camera).to("cpu")
+        for a, d in zip(avatars, ("cpu", "cuda"))
+    ]
+    for name, tensor in shown[0].tensors().items():
+        torch.testing.assert_close(shown[1].tensors()[name], tensor, rtol=0, atol=1e-2)
+    baked = bake_at_reference(avatars[1], tiny_head(), "cuda").appearance
+    assert isinstance(baked, StaticAppearance) and baked.gaussians.color.device.type == "cpu"
+    start = generator_start(clip, tiny_head(), on_cuda, 2)
+    assert start.gaussians.color.device.type == "cpu" and tiny_head().template.device.type == "cpu"
