@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from spatialavatar.head import write_head
-from spatialavatar.head.model import HeadModel
+from spatialavatar.head.model import ARRAYS, HeadModel
 from spatialavatar.training.config import TrainConfig
 from tests.builders.clips import tiny_clip, tiny_head
 from tests.builders.generators import tiny_generator_config
@@ -20,7 +20,7 @@ def tiny_clips(folder: Path, count: int = 3, cameras: int = 1) -> str:
 def tiny_head_file(folder: Path) -> tuple[HeadModel, Path]:
     head = tiny_head()
     file = folder / "tiny.head.safetensors"
-    write_head(file, head)
+    write_head(file, head.info, {name: getattr(head, name).numpy() for name in ARRAYS})
     return head, file
 
 

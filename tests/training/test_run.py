@@ -1,0 +1,278 @@
+"""A training run in one process: what it leaves behind, exact resumption, phases, and how it stops."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from spatialavatar import files
+from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.generator.checkpoint import complete_checkpoints, read_facts, read_generator
+from spatialavatar.training import run as runs
+from spatialavatar.training.config import TrainConfig
+from spatialavatar.training.run import Progress, StopTraining, train
+from spatialavatar.training.setup import training_head
+from tests.builders.training import tiny_clips, tiny_head_file, tiny_training
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    tiny_clips(folder / "mono")
+    tiny_clips(folder / "takes", cameras=4)
+    tiny_head_file(folder)
+    return folder
+
+
+def config_of(folder: Path, clips: str = "mono", **changes: Any) -> TrainConfig:
+    return tiny_training(f"{folder / clips}/*", folder / "tiny.head.safetensors", **changes)
+
+
+@pytest.fixture(scope="module")
+def phase1(folder: Path) -> Path:
+    """An undisturbed run of four steps."""
+    train(config_of(folder), folder / "phase1")
+    return folder / "phase1"
+
+
+def phase2_config(folder: Path, phase1: Path, **changes: Any) -> TrainConfig:
+    loss = {"lambda_sp": 1e-3, "lambda_delta": 1e-2} | changes.pop("loss", {})
+    values: dict[str, Any] = {
+        "phase": 2,
+        "phase1_checkpoint": str(phase1),
+        "optimizer": {"kind": "adamw", "lr_decay": 0.65},
+        "schedule": {"kind": "cosine", "warmup_steps": 1, "end": 0.0},
+        "precision": "bf16",
+    }
+    return config_of(folder, "takes", loss=loss, **{**values, **changes})
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_at(step: int) -> Any:
+    def observe(progress: Progress) -> None:
+        if progress.step == step:
+            raise Killed  # as a crash does: nothing is saved
+
+    return observe
+
+
+def weights(run: Path) -> dict[str, np.ndarray]:
+    newest = Path(complete_checkpoints(run)[-1])
+    return {**load_file(newest / "generator.safetensors"), **load_file(newest / "optimizer.safetensors")}
+
+
+def log(run: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def assert_same_end(a: Path, b: Path) -> None:
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys()
+    different = [name for name in first if not np.array_equal(first[name], second[name])]
+    assert different == []
+    assert log(a) == log(b)
+
+
+def test_a_run_leaves_what_it_says(phase1: Path, folder: Path) -> None:
+    assert [Path(step).name for step in complete_checkpoints(phase1)] == ["step-00000002", "step-00000004"]
+    assert {p.name for p in phase1.iterdir()} >= {"config.yaml", "train.jsonl", "sheets", "tensorboard", "checkpoints"}
+    lines = log(phase1)
+    assert [line["step"] for line in lines] == [2, 4, 4]
+    assert {"loss", "l1", "ms", "jac", "mse", "gradient_norm", "learning_rate"} <= lines[0].keys()
+    assert lines[2].keys() == {"step", "held_out_psnr"}
+    facts = read_facts(phase1)
+    assert facts.training["phase"] == 1 and facts.training["step"] == 4 and facts.training["samples"] == 12
+    assert "CC0" in facts.training["licence"] or facts.training["licence"]
+    generator, _ = read_generator(phase1, training_head(config_of(folder)))
+    assert not generator.training
+
+
+def test_sheet_shows_sources_target_and_render(phase1: Path) -> None:
+    import cv2
+
+    sheet = cv2.imread(str(phase1 / "sheets" / "step-00000004.png"))
+    columns = sheet.shape[1] // 32
+    assert sheet.shape[1] % 32 == 0 and 3 <= columns <= 6  # one to four sources, target, render
+    assert sheet.std() > 20
+
+
+@pytest.mark.parametrize("killed_at", [2, 3])
+def test_a_killed_run_ends_as_an_undisturbed_one(folder: Path, phase1: Path, killed_at: int) -> None:
+    """At 2 right after the checkpoint, at 3 with a step after it that is done again."""
+    out = folder / f"killed{killed_at}"
+    with pytest.raises(Killed):
+        train(config_of(folder), out, observe=kill_at(killed_at))
+    train(config_of(folder), out, resume=True)
+    assert_same_end(out, phase1)
+
+
+def test_a_checkpoint_within_a_window_of_the_log_resumes_exactly(folder: Path) -> None:
+    config = config_of(folder, log_every=4, checkpoint_every=1)
+    train(config, folder / "window")
+    with pytest.raises(Killed):
+        train(config, folder / "window-killed", observe=kill_at(3))
+    train(config, folder / "window-killed", resume=True)
+    assert_same_end(folder / "window-killed", folder / "window")
+
+
+def test_phase_2_resumes_exactly_with_its_anchor(folder: Path, phase1: Path) -> None:
+    config = phase2_config(folder, phase1)
+    train(config, folder / "two")
+    with pytest.raises(Killed):
+        train(config, folder / "two-killed", observe=kill_at(3))
+    anchor = load_file(folder / "two-killed" / "anchor.safetensors")
+    start = load_file(Path(complete_checkpoints(phase1)[-1]) / "generator.safetensors")
+    assert anchor.keys() == start.keys() and all(np.array_equal(anchor[name], start[name]) for name in anchor)
+    train(config, folder / "two-killed", resume=True)
+    assert_same_end(folder / "two-killed", folder / "two")
+    parent = read_facts(folder / "two").training["parent"]
+    assert parent["generator"] == read_facts(phase1).hash
+
+
+def test_resuming_at_another_step_than_the_kill_would_differ(folder: Path, phase1: Path) -> None:
+    """The comparison above can fail: other samples give other weights."""
+    train(config_of(folder, seed=1), folder / "other")
+    assert any(not np.array_equal(weights(phase1)[name], weights(folder / "other")[name]) for name in weights(phase1))
+
+
+def test_stopping_writes_a_checkpoint_of_the_very_step(folder: Path, phase1: Path) -> None:
+    out = folder / "stopped"
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 3:
+            raise StopTraining
+
+    with pytest.raises(StopTraining):
+        train(config_of(folder), out, observe=stop)
+    assert complete_checkpoints(out)[-1].endswith("step-00000003")
+    train(config_of(folder), out, resume=True)
+    assert_same_end(out, phase1)
+
+
+def test_a_half_written_newest_checkpoint_is_passed_over(folder: Path, phase1: Path) -> None:
+    out = folder / "half"
+    with pytest.raises(Killed):
+        train(config_of(folder, checkpoint_every=1), out, observe=kill_at(3))
+    (Path(complete_checkpoints(out)[-1]) / "checkpoint.json").unlink()
+    resumed_from: list[int] = []
+    train(config_of(folder), out, resume=True, observe=lambda p: resumed_from.append(p.step))
+    assert resumed_from[0] == 2
+    assert all(np.array_equal(weights(out)[name], weights(phase1)[name]) for name in weights(phase1))
+
+
+def test_a_damaged_checkpoint_is_named(folder: Path) -> None:
+    out = folder / "damaged"
+    with pytest.raises(Killed):
+        train(config_of(folder), out, observe=kill_at(2))
+    file = Path(complete_checkpoints(out)[-1]) / "optimizer.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(SpatialAvatarError, match="do not belong together"):
+        train(config_of(folder), out, resume=True)
+
+
+def test_only_the_newest_checkpoints_are_kept(folder: Path) -> None:
+    out = folder / "kept"
+    train(config_of(folder, checkpoint_every=1, keep_checkpoints=2), out)
+    assert [Path(step).name for step in complete_checkpoints(out)] == ["step-00000003", "step-00000004"]
+    assert len(list((out / "checkpoints").iterdir())) == 2
+
+
+def test_another_configuration_does_not_resume_a_run(folder: Path) -> None:
+    out = folder / "changed"
+    with pytest.raises(Killed):
+        train(config_of(folder), out, observe=kill_at(2))
+    with pytest.raises(SpatialAvatarError, match=r"optimizer\.learning_rate: 0\.001 then, 0\.002 now"):
+        train(config_of(folder, optimizer={"learning_rate": 2e-3}), out, resume=True)
+    train(config_of(folder, log_every=1), out, resume=True)  # what changes nothing may change
+
+
+def test_a_taken_folder_is_refused_and_force_starts_over(folder: Path, phase1: Path) -> None:
+    out = folder / "again"
+    train(config_of(folder, steps=2), out)
+    with pytest.raises(SpatialAvatarError, match="--resume"):
+        train(config_of(folder), out)
+    train(config_of(folder), out, force=True)
+    assert_same_end(out, phase1)
+
+
+def test_a_loss_that_is_no_number_keeps_the_batch_and_the_last_checkpoint(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = folder / "nan"
+    made = runs.batches
+
+    def poisoned(*arguments: Any) -> Any:
+        for step, batch in enumerate(made(*arguments)):
+            if step == 2:
+                batch.target.image[0, 5, 5] = torch.nan
+            yield batch
+
+    monkeypatch.setattr(runs, "batches", poisoned)
+    with pytest.raises(SpatialAvatarError, match=r"loss is nan at step 3; its batch .* is kept in .*step-00000002"):
+        train(config_of(folder), out)
+    kept, metadata = files.read_tensors(out / "failed-batch.safetensors")
+    assert metadata["step"] == "3" and np.isnan(kept["target.image"][0, 5, 5]).all()
+    assert kept["numbers"].tolist() == [6, 7, 8]
+    assert complete_checkpoints(out)[-1].endswith("step-00000002")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"generator": {"decoder": {"color_channels": 32}}}, "decoder.color_channels: 3 there, 32 here"),
+        ({"generator": {"uv_resolution": 16}}, "uv_resolution: 32 there, 16 here"),
+        ({"generator": {"encoder": {"architecture": {"embed_dim": 48, "depth": 4, "num_heads": 2}}}}, "encoder.archi"),
+    ],
+)
+def test_phase_2_keeps_the_architecture_of_phase_1(
+    folder: Path, phase1: Path, changes: dict[str, Any], message: str
+) -> None:
+    config = phase2_config(folder, phase1)
+    generator = config.generator.model_dump()
+    for name, value in changes["generator"].items():
+        generator[name] = {**generator[name], **value} if isinstance(value, dict) else value
+    changed = TrainConfig.model_validate({**config.model_dump(), "generator": generator})
+    with pytest.raises(SpatialAvatarError, match=message):
+        train(changed, folder / "never")
+
+
+def test_a_missing_phase_1_checkpoint_is_named(folder: Path) -> None:
+    with pytest.raises(SpatialAvatarError, match="nowhere"):
+        train(phase2_config(folder, folder / "nowhere"), folder / "never")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": {"lambda_sp": 0.0}},
+        {"loss": {"lambda_jac": 0.0}},
+        {"sampler": {"cross_time": 0.0}},
+        {"schedule": {"kind": "constant"}},
+        {"optimizer": {"kind": "adam", "lr_decay": 1.0}},
+    ],
+    ids=["no anchor", "no jacobian", "no cross-time", "constant rate", "no layer-wise decay"],
+)
+def test_the_ablations_run_by_configuration(folder: Path, phase1: Path, changes: dict[str, Any]) -> None:
+    out = folder / f"ablation-{'-'.join(changes)}-{next(iter(next(iter(changes.values()))))}"
+    train(phase2_config(folder, phase1, steps=2, **changes), out)
+    assert len(log(out)) == 2
+
+
+@pytest.mark.parametrize("change", [{"decoder": {"residual": False}}, {"pool": "attention"}])
+def test_the_architectural_ablations_run(folder: Path, change: dict[str, Any]) -> None:
+    plain = config_of(folder).generator.model_dump()
+    for name, value in change.items():
+        plain[name] = {**plain[name], **value} if isinstance(value, dict) else value
+    out = folder / f"ablation-{next(iter(change))}"
+    train(config_of(folder, generator=plain, steps=2), out)
+    assert len(log(out)) == 2
