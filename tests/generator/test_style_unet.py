@@ -1,5 +1,7 @@
 """Modulated convolutions against weights modulated sample by sample, and the U-Net around them."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -47,6 +49,22 @@ def test_demodulated_output_has_the_inputs_variance() -> None:
     style = 5 * torch.randn(4, 12)  # scales far from 1
     out = conv(torch.randn(4, 64, 32, 32), style)
     assert ((out.std((1, 2, 3)) - 1).abs() < 0.1).all()
+
+
+def test_skips_enter_as_scale_and_shift() -> None:
+    """SFT: what the skip and the style make of a map is a factor, near 1, and a term for each value."""
+    block: Any = unet().up[0].sft
+    random = torch.Generator().manual_seed(2)
+    x, skip = (torch.randn(2, 8, 6, 6, generator=random, dtype=torch.float64) for _ in range(2))
+    style = torch.randn(2, 12, generator=random, dtype=torch.float64)
+    shift = block(torch.zeros_like(x), skip, style)
+    factor = block(torch.ones_like(x), skip, style) - shift
+    torch.testing.assert_close(block(x, skip, style), x * factor + shift, atol=1e-12, rtol=0)
+    other = block(torch.ones_like(x), skip + 1, style) - block(torch.zeros_like(x), skip + 1, style)
+    assert shift.std() > 0.1 and factor.std() > 0.1
+    assert (other - factor).abs().max() > 0.1  # the factor comes from the skip ...
+    restyled = block(torch.ones_like(x), skip, style.flip(0)) - block(torch.zeros_like(x), skip, style.flip(0))
+    assert (restyled - factor).abs().max() > 0.01  # ... under the style
 
 
 @pytest.mark.parametrize("resolution", [1, 2, 4, 8, 16, 32, 64])
