@@ -49,14 +49,18 @@ def progress(title: str, total: int) -> Iterator[Update]:
         return
 
     began = last = time.monotonic()
+    first: tuple[float, int] | None = None  # when and where work began: a resumed run does not begin at 0
 
     def line(done: int, note: str = "") -> None:
-        nonlocal last
+        nonlocal first, last
         now = time.monotonic()
+        first = first or (now, done)
         if done >= total or now - last >= SECONDS_BETWEEN_LINES:
             last = now
-            left = (now - began) / done * (total - done) if done else 0.0
-            print(f"{title}: {done}/{total}, {now - began:.0f} s, {left:.0f} s left  {note}".rstrip(), file=sys.stderr)
+            left = ""
+            if done > first[1]:
+                left = f", {(now - first[0]) / (done - first[1]) * (total - done):.0f} s left"
+            print(f"{title}: {done}/{total}, {now - began:.0f} s{left}  {note}".rstrip(), file=sys.stderr)
 
     yield line
 

@@ -1,0 +1,166 @@
+"""The configurations that ship: each loads, and those of the paper say what the paper and method.md say."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from spatialavatar.config import load_config
+from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.refine.config import RefineConfig
+from spatialavatar.training.config import DataConfig, ScheduleConfig, TrainConfig
+from spatialavatar.training.optimization import learning_rate_factor
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+TRAINING = sorted({path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml")} - {"refine.yaml"})
+PAPER = {  # method.md section 3; paper A.2 and Table 7
+    "phase1.yaml": {
+        "phase": 1,
+        "phase1_checkpoint": None,
+        "steps": 200_000,
+        "batch_size": 48,
+        "precision": "fp32",
+        "optimizer": {
+            "kind": "adam",
+            "learning_rate": 2.5e-4,
+            "betas": (0.9, 0.999),
+            "weight_decay": 0.0,
+            "clip_norm": 5.0,
+            "lr_decay": 1.0,
+        },
+        "schedule": {"kind": "linear", "warmup_steps": 0, "decay_steps": 160_000, "end": 0.1},
+        "sampler": {
+            "max_sources": 4,
+            "temperature_start": 2.0,
+            "temperature_end": 0.5,
+            "temperature_share": 0.25,
+            "cross_time": 0.25,
+        },
+        "loss.lambda_delta": 0.0,
+        "loss.lambda_sp": 0.0,
+    },
+    "phase2.yaml": {
+        "phase": 2,
+        "steps": 40_000,
+        "batch_size": 12,
+        "precision": "bf16",
+        "optimizer": {
+            "kind": "adamw",
+            "learning_rate": 1e-4,
+            "betas": (0.9, 0.999),
+            "weight_decay": 0.0,
+            "clip_norm": 5.0,
+            "lr_decay": 0.65,
+        },
+        "schedule": {"kind": "cosine", "warmup_steps": 2_000, "decay_steps": None, "end": 0.0},
+        "sampler.max_sources": 4,
+        "sampler.cross_time": 0.25,
+        "loss.lambda_delta": 1e-2,
+        "loss.lambda_sp": 1e-3,
+    },
+}
+BOTH_PHASES = {
+    "loss.lambda_1": 1.0,
+    "loss.lambda_ms": 1.0,
+    "loss.lambda_lp": 1.0,
+    "loss.lambda_box": 1.0,
+    "loss.lambda_ps": 1e-2,
+    "loss.lambda_ss": 1e-2,
+    "loss.lambda_jac": 1e-1,
+    "loss.face_box_dilation": 1.65,
+    "generator.uv_resolution": 256,
+    "generator.pool": "mean",
+    "generator.encoder.backbone": "vit_base_patch16_dinov3",
+    "generator.encoder.weights": "hub",
+    "generator.encoder.image_size": 512,
+    "generator.encoder.frozen": True,
+    "generator.decoder.feature_channels": 32,
+    "generator.decoder.color_channels": 3,
+    "generator.decoder.position_bound": 0.02,
+    "generator.decoder.scale_bound": 10.0,
+    "generator.decoder.residual": True,
+}
+
+
+def test_every_file_loads() -> None:
+    assert {"phase1.yaml", "phase2.yaml", "dev/phase1.yaml", "dev/phase2.yaml"} <= set(TRAINING)
+    load_config(RefineConfig, CONFIGS / "refine.yaml")
+    for name in TRAINING:
+        config = load_config(TrainConfig, CONFIGS / name)
+        assert "phase2" not in name or config.phase == 2
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_paper_settings(name: str) -> None:
+    values = load_config(TrainConfig, CONFIGS / name).model_dump()
+    for key, expected in (BOTH_PHASES | PAPER[name]).items():
+        assert lookup(values, key) == expected, key
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_paper_settings_are_spelled_out(name: str) -> None:
+    written = yaml.safe_load((CONFIGS / name).read_text())
+    assert leaves(written) == fields(TrainConfig) - {"data.synthetic"}
+
+
+def test_first_phase_is_the_default_but_for_four_values() -> None:
+    config = load_config(TrainConfig, CONFIGS / "phase1.yaml")
+    defaults = TrainConfig(
+        data=DataConfig(clips=config.data.clips),
+        schedule=ScheduleConfig(decay_steps=160_000),
+        gradient_checkpointing=True,
+    )
+    assert config == defaults
+
+
+def test_first_phase_falls_to_a_tenth_and_stays() -> None:
+    config = load_config(TrainConfig, CONFIGS / "phase1.yaml")
+    factors = [learning_rate_factor(step, config.steps, config.schedule) for step in (0, 80_000, 160_000, 199_999)]
+    assert factors == pytest.approx([1, 0.55, 0.1, 0.1])
+
+
+@pytest.mark.parametrize("place", ["dev/", ""])
+def test_second_phase_goes_on_with_the_first_ones_generator(place: str) -> None:
+    first, second = (load_config(TrainConfig, CONFIGS / f"{place}phase{n}.yaml") for n in (1, 2))
+    assert first.generator == second.generator
+    assert second.loss.lambda_sp > 0 and second.loss.lambda_delta > 0
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("loss.lambda_jacobian=1", "did you mean loss.lambda_jac?"),
+        ("generator.encoder.freeze=true", "did you mean generator.encoder.frozen?"),
+        ("batchsize=3", "did you mean batch_size?"),
+        ("phase=3", "phase"),
+        ("generator.uv_resolution=200", "power of two"),
+        ("data.synthetic={identities: 3}", "either data.synthetic or data.clips"),
+    ],
+)
+def test_unknown_keys_and_values_are_refused(override: str, expected: str) -> None:
+    with pytest.raises(SpatialAvatarError, match=expected):
+        load_config(TrainConfig, CONFIGS / "phase1.yaml", [override])
+
+
+def lookup(values: dict[str, Any], key: str) -> Any:
+    for step in key.split("."):
+        values = values[step]
+    return values
+
+
+def leaves(values: dict[str, Any], prefix: str = "") -> set[str]:
+    found: set[str] = set()
+    for key, value in values.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key}
+    return found
+
+
+def fields(model: type[BaseModel], prefix: str = "") -> set[str]:
+    found: set[str] = set()
+    for name, field in model.model_fields.items():
+        nested = field.annotation
+        is_model = isinstance(nested, type) and issubclass(nested, BaseModel)
+        found |= fields(nested, f"{prefix}{name}.") if is_model else {prefix + name}  # type: ignore[arg-type]
+    return found
