@@ -1,6 +1,6 @@
-"""A picture of the comparison: rows of frames, columns target | avatar | error."""
+"""A picture of the comparison: rows of frames, columns target | avatar | error, other avatars before it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -14,20 +14,29 @@ ERROR_GAIN = 4.0  # the error column shows the mean absolute difference times th
 _TITLE = 26  # pixels above each picture
 
 
-def contact_sheet(comparisons: Sequence[Comparison], label: str = "") -> UInt8[np.ndarray, "H W 3"]:
-    """One row per comparison, with its frame number and PSNR above."""
+def contact_sheet(
+    comparisons: Sequence[Comparison],
+    label: str = "",
+    name: str = "avatar",
+    others: Mapping[str, Sequence[Comparison]] | None = None,
+) -> UInt8[np.ndarray, "H W 3"]:
+    """One row per comparison, with its frame number and PSNR above; ``others`` show the same frames, by their names."""
     rows = []
-    for c in comparisons:
-        value = float(psnr(c.render[None], c.target[None]))
+    for row, c in enumerate(comparisons):
         where = f"{label}frame {c.index.instant}" + (f" camera {c.index.camera}" if c.index.camera else "")
         error = (c.render - c.target).abs().mean(-1)
         cells = [
             titled(to_bytes(c.target), f"target, {where}"),
-            titled(to_bytes(c.render), f"avatar, {value:.1f} dB"),
+            *(_shown(listed[row], other) for other, listed in (others or {}).items()),
+            _shown(c, name),
             titled(_heat(error), f"error x {ERROR_GAIN:g}"),
         ]
         rows.append(np.concatenate(cells, 1))
     return np.concatenate(rows, 0)
+
+
+def _shown(c: Comparison, name: str) -> UInt8[np.ndarray, "H W 3"]:
+    return titled(to_bytes(c.render), f"{name}, {float(psnr(c.render[None], c.target[None])):.1f} dB")
 
 
 def to_bytes(picture: Float[Tensor, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
