@@ -126,7 +126,7 @@ def summarize(generator: Generator, sources: int = 1, config: TrainConfig | None
 
 def made_up_batch(generator: Generator, counts: Sequence[int], size: int) -> Batch:
     """Noise as portraits of the head at rest, seen from the front; ``counts`` is of sources, ``size`` of targets."""
-    head, side = generator.head, generator.config.encoder.image_size
+    head, side = generator.head.on("cpu"), generator.config.encoder.image_size
     b, k = len(counts), max(counts)
     random = torch.Generator().manual_seed(0)
     mask = torch.arange(k) < torch.tensor(counts)[:, None]
