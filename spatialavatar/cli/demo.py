@@ -21,6 +21,7 @@ PORTRAIT = 0  # the frame that the generator sees
 TRAINING: dict[str, Any] = {
     "generator": {
         "uv_resolution": 64,
+        "facing": True,
         "encoder": {
             "weights": "random",
             "frozen": False,
@@ -38,6 +39,7 @@ TRAINING: dict[str, Any] = {
     "held_out_samples": 8,
     "loss": {"lambda_lp": 0.0},
     "optimizer": {"learning_rate": 2e-3},
+    "schedule": {"kind": "linear", "warmup_steps": 25, "end": 0.1},
     "batch_size": 8,
     "resolution": 128,
     "log_every": 10,

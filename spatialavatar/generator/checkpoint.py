@@ -34,8 +34,9 @@ class GeneratorFacts:
     head: HeadReference
     layout_fingerprint: str
     encoder_checksum: str
-    hash: str  # of the file's tensors: names this generator in every artefact made with it
     training: dict[str, Any]  # what the training run says of itself: phase, step, data licences, parent checkpoint
+    hash: str  # of the file's tensors and description: names this generator in every artefact made with it
+    description: str  # the text that all but the hash was read from
 
 
 def write_generator(location: files.Location, generator: Generator, training: dict[str, Any]) -> str:
@@ -45,16 +46,16 @@ def write_generator(location: files.Location, generator: Generator, training: di
         for name, parameter in generator.named_parameters()
         if not (_comes_from_elsewhere(generator.config) and name.startswith(_BACKBONE))
     }
-    digest = files.content_hash(arrays)
     facts = {
         "config": generator.config.model_dump(mode="json"),
         "head": dataclasses.asdict(HeadReference.of(generator.head)),
         "layout_fingerprint": generator.layout.fingerprint,
         "encoder_checksum": generator.encoder.checksum(),
-        "hash": digest,
         "training": {"spatialavatar": __version__, **training},
     }
-    metadata = {"format": FORMAT, "version": str(VERSION), "facts": json.dumps(facts, sort_keys=True)}
+    description = json.dumps(facts, sort_keys=True)
+    digest = files.content_hash(arrays, description)
+    metadata = {"format": FORMAT, "version": str(VERSION), "description": description, "hash": digest}
     files.write_tensors(location, arrays, metadata)
     return digest
 
@@ -93,10 +94,10 @@ def read_facts(location: files.Location) -> GeneratorFacts:
             f"{where}: generator format version {metadata.get('version')}, this program reads {VERSION}; train it again"
         )
     try:
-        facts = json.loads(metadata["facts"])
+        facts = json.loads(metadata["description"])
         facts["config"] = GeneratorConfig.model_validate(facts["config"])
         facts["head"] = HeadReference(**facts["head"])
-        return GeneratorFacts(**facts)
+        return GeneratorFacts(**facts, hash=metadata["hash"], description=metadata["description"])
     except (ValueError, KeyError, TypeError) as e:
         raise SpatialAvatarError(
             f"{where}: its description is not readable ({' '.join(str(e).split())[:200]}); get the file again"
@@ -136,8 +137,8 @@ def read_generator(
 def load_weights(generator: Generator, where: files.Location, facts: GeneratorFacts) -> None:
     """Put a file's tensors into a generator of the same configuration. Raises SpatialAvatarError when they differ."""
     arrays, _ = files.read_tensors(where)
-    if files.content_hash(arrays) != facts.hash:
-        raise SpatialAvatarError(f"{where}: its tensors are not those it was written with (a bad copy); get it again")
+    if files.content_hash(arrays, facts.description) != facts.hash:
+        raise SpatialAvatarError(f"{where}: does not hold what it was written with (a bad copy); get it again")
     parameters = dict(generator.named_parameters())
     expected = {
         name for name in parameters if not (_comes_from_elsewhere(generator.config) and name.startswith(_BACKBONE))

@@ -45,6 +45,7 @@ class DecoderConfig(Config):
 class GeneratorConfig(Config):
     uv_resolution: int = Field(256, ge=8)  # a power of two
     pool: Literal["mean", "attention"] = "mean"  # over the K sources; attention is the ablation's row G
+    facing: bool = False  # warp, beside colour and validity, how squarely a texel faces the source (not in the paper)
     encoder: EncoderConfig = EncoderConfig()
     unet: StyleUNetConfig = StyleUNetConfig()
     decoder: DecoderConfig = DecoderConfig()

@@ -14,6 +14,7 @@ from torch.nn.functional import leaky_relu, normalize
 
 from spatialavatar.generator.condition import POSE_AND_EYES, condition
 from spatialavatar.generator.config import DecoderConfig
+from spatialavatar.generator.recompute import through
 from spatialavatar.generator.view_encoding import VIEW_CHANNELS, harmonic_encoding, view_direction
 from spatialavatar.head import HeadModel, HeadParams, UVLayout, texel_spacing
 from spatialavatar.losses.jacobian import JacobianTerms
@@ -37,7 +38,12 @@ class Decoded:
 
 
 class GaussianDecoder(nn.Module):
-    """UV features, the target's view and its condition to local Gaussians; the part that an avatar keeps."""
+    """UV features, the target's view and its condition to local Gaussians; the part that an avatar keeps.
+
+    ``recompute`` makes the backward pass redo each head instead of keeping its activations.
+    """
+
+    recompute = False
 
     skin_position: Float[Tensor, "N 3"]
     skin_rotation: Float[Tensor, "N 4"]
@@ -95,9 +101,13 @@ class GaussianDecoder(nn.Module):
         views = {name: view for name in self.heads}
         if penalised:  # a copy for each penalised head, so that one backward tells their gradients apart
             views |= {name: view.detach().clone().requires_grad_() for name in ("position", "log_scale")}
-        raw = {name: head(features, views[name]).to(self.skin_position.dtype) for name, head in self.heads.items()}
+        dtype = self.skin_position.dtype
+        raw = {
+            name: through(head, features, views[name], recompute=self.recompute).to(dtype)
+            for name, head in self.heads.items()
+        }
         deltas = self.residual(features, driver) if self.residual is not None else {}
-        deltas = {name: delta.to(self.skin_position.dtype) for name, delta in deltas.items()}
+        deltas = {name: delta.to(dtype) for name, delta in deltas.items()}
 
         def total(name: str) -> Tensor:
             return raw[name] + deltas[name] if name in deltas else raw[name]

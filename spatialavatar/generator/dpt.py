@@ -6,12 +6,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from spatialavatar.generator.recompute import through
+
 LEVELS = 4
 UPSAMPLING = 8  # the map has this many times the patch grid's side
 
 
 class DPT(nn.Module):
-    """Reassemble the layers at 4, 2, 1 and 1/2 times the patch grid, then fuse them from the deepest to the first."""
+    """Reassemble the layers at 4, 2, 1 and 1/2 times the patch grid, then fuse them from the deepest to the first.
+
+    ``recompute`` makes the backward pass redo each stage instead of keeping its activations.
+    """
+
+    recompute = False
 
     def __init__(self, token_channels: int, channels: int, feature_channels: int) -> None:
         super().__init__()
@@ -20,11 +27,13 @@ class DPT(nn.Module):
         self.output = nn.Conv2d(channels, feature_channels, 3, padding=1)
 
     def forward(self, maps: tuple[Float[Tensor, "M D h w"], ...]) -> Float[Tensor, "M C 8h 8w"]:
-        levels = [reassemble(tokens) for reassemble, tokens in zip(self.reassemble, maps)]
-        fused = self.fusion[-1](levels[-1], None, levels[-2].shape[-2:])
+        levels = [
+            through(reassemble, tokens, recompute=self.recompute) for reassemble, tokens in zip(self.reassemble, maps)
+        ]
+        fused = through(self.fusion[-1], levels[-1], None, levels[-2].shape[-2:], recompute=self.recompute)
         for level in range(LEVELS - 2, -1, -1):
             size = levels[level - 1].shape[-2:] if level else [2 * side for side in levels[0].shape[-2:]]
-            fused = self.fusion[level](levels[level], fused, size)
+            fused = through(self.fusion[level], levels[level], fused, size, recompute=self.recompute)
         out: Tensor = self.output(fused)
         return out
 

@@ -112,9 +112,12 @@ def _backbone(config: EncoderConfig, pretrained: bool) -> Any:
         backbone = timm.create_model(config.backbone, pretrained=from_hub, **changes)
     except Exception as e:
         if not from_hub:
-            raise SpatialAvatarError(f"encoder {config.backbone} with {config.architecture}: {e}") from None
+            raise SpatialAvatarError(
+                f"encoder {config.backbone} with architecture {config.architecture}: {' '.join(str(e).split())[:200]}; "
+                "embed_dim, depth and num_heads can be set"
+            ) from None
         raise SpatialAvatarError(
-            f"encoder.weights hub: timm could not fetch {config.backbone} ({' '.join(str(e).split())[:200]}); accept "
+            f"encoder.weights hub: timm could not make {config.backbone} ({' '.join(str(e).split())[:200]}); accept "
             "its licence and log in to the hub, or name a local file: encoder.weights=FILE.safetensors"
         ) from None
     if pretrained and config.weights not in (HUB_WEIGHTS, RANDOM_WEIGHTS):
@@ -122,7 +125,7 @@ def _backbone(config: EncoderConfig, pretrained: bool) -> Any:
         if not path.is_file():
             raise SpatialAvatarError(
                 f"encoder.weights {config.weights}: no such file; give timm's file of {config.backbone} (.safetensors "
-                "or .pth), hub to fetch it, or random to train without"
+                "or .pth; --encoder-weights for a trained generator), hub to fetch it, or random to train without"
             )
         try:
             load_checkpoint(backbone, str(path), filter_fn=checkpoint_filter_fn, weights_only=True)

@@ -15,7 +15,7 @@ from spatialavatar.generator.encoder import Encoder
 from spatialavatar.generator.pooling import AttentionPool, MeanPool, Ownership
 from spatialavatar.generator.sources import Sources
 from spatialavatar.generator.style_unet import StyleUNet
-from spatialavatar.generator.warp import warp
+from spatialavatar.generator.warp import FACING_CHANNELS, facing, warp
 from spatialavatar.head import HeadModel, HeadParams, UVLayout, build_layout
 from spatialavatar.splat.camera import Camera
 
@@ -38,7 +38,7 @@ class Generator(nn.Module):
         self.encoder = Encoder(config.encoder, pretrained)
         features = config.encoder.feature_channels
         self.dpt = DPT(self.encoder.channels, config.encoder.dpt_channels, features)
-        warped = features + 3 + 1  # features, colour, validity
+        warped = features + 3 + 1 + FACING_CHANNELS * config.facing  # features, colour, validity
         self.pool = MeanPool() if config.pool == "mean" else AttentionPool(warped, self.encoder.channels)
         self.unet = StyleUNet(
             config.unet, config.uv_resolution, warped + 4, self.encoder.channels, config.decoder.feature_channels
@@ -60,11 +60,16 @@ class Generator(nn.Module):
         rows = sources.mask.flatten().nonzero()[:, 0]
         images, camera = sources.images[sources.mask], sources.camera[rows]
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            points = layout.points(self.head(sources.params[rows]), self.head.faces)
+            vertices = self.head(sources.params[rows])
+            points = layout.points(vertices, self.head.faces)
         encoded = self.encoder(images)
         features, valid = warp(self.dpt(encoded.maps), points, camera)
         colors, _ = warp(images, points, camera)
-        texels, cls = self.pool(torch.cat([features, colors, valid], -1), encoded.cls, ownership)
+        warped = [features, colors, valid]
+        if self.config.facing:  # what the pool averages: the colour by how well it was seen, and how well that is
+            squarely = facing(vertices[:, self.head.faces[layout.face_index]], points, camera) * valid
+            warped += [colors * squarely, squarely]
+        texels, cls = self.pool(torch.cat(warped, -1), encoded.cls, ownership)
         maps = torch.cat([layout.to_map(texels), self.rest_map.expand(len(texels), -1, -1, -1).to(texels.dtype)], 1)
         out: Tensor = self.unet(maps, cls)
         return layout.from_map(out).to(texels.dtype)
@@ -78,6 +83,12 @@ class Generator(nn.Module):
     def forward(self, sources: Sources, params: HeadParams, camera: Camera, *, penalised: bool = False) -> Decoded:
         """Sources of B subjects, and one driver frame for each in canonical form."""
         return self.decode(self.encode(sources), params, camera, penalised=penalised)
+
+    def recompute_activations(self, wanted: bool) -> None:
+        """Trade time for memory in training: compute activations anew in the backward pass. Changes no value."""
+        self.dpt.recompute = self.unet.recompute = self.decoder.recompute = wanted
+        if not self.config.encoder.frozen:
+            self.encoder.backbone.set_grad_checkpointing(wanted)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Generator":
         super()._apply(fn, recurse)

@@ -11,18 +11,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate, leaky_relu
-from torch.utils.checkpoint import checkpoint
 
 from spatialavatar.generator.config import StyleUNetConfig
+from spatialavatar.generator.recompute import through
 
 _SLOPE = 0.2
 _GAIN = math.sqrt(2)
+_START = 0.1  # of the network's own output beside the shortcut
 
 
 class StyleUNet(nn.Module):
-    """``gradient_checkpointing`` makes the backward pass redo each level instead of keeping its activations."""
+    """``recompute`` makes the backward pass redo each level instead of keeping its activations."""
 
-    gradient_checkpointing = False
+    recompute = False
 
     def __init__(
         self, config: StyleUNetConfig, resolution: int, in_channels: int, cls_channels: int, out_channels: int
@@ -38,8 +39,11 @@ class StyleUNet(nn.Module):
         self.constant = nn.Parameter(torch.randn(1, widths[-1], side, side))  # as StyleGAN2's input
         self.bottom = _Styled(2 * widths[-1], widths[-1], style)
         self.up = nn.ModuleList(_Up(widths[level + 1], widths[level], style) for level in range(levels))
-        self.output = ModulatedConv(widths[0], out_channels, style, size=1)
+        self.output = ModulatedConv(widths[0], out_channels, style, size=1, demodulate=False)
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1)  # what a source shows need not be learned to pass
+        # at the start F is mostly what the sources show
+        nn.init.normal_(self.output.weight, std=_START / math.sqrt(widths[0]))
+        nn.init.normal_(self.shortcut.weight, std=0.5)
 
     def forward(self, maps: Float[Tensor, "B C R R"], cls: Float[Tensor, "B D"]) -> Float[Tensor, "B F R R"]:
         style = self.mapping(cls * (cls.square().mean(-1, keepdim=True) + 1e-8).rsqrt())
@@ -47,18 +51,11 @@ class StyleUNet(nn.Module):
         skips = []
         for down in self.down:
             skips.append(x)
-            x = self._run(down, x)
+            x = through(down, x, recompute=self.recompute)
         x = self.bottom(torch.cat([x, self.constant.expand(len(x), -1, -1, -1).to(x.dtype)], 1), style)
         for level in reversed(range(len(skips))):
-            x = self._run(self.up[level], x, skips[level], style)
+            x = through(self.up[level], x, skips[level], style, recompute=self.recompute)
         out: Tensor = self.output(x, style) + self.shortcut(maps)
-        return out
-
-    def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            out: Tensor = checkpoint(block, *inputs, use_reentrant=False)
-        else:
-            out = block(*inputs)
         return out
 
 
@@ -85,8 +82,9 @@ class ModulatedConv(nn.Module):
             x * scale[:, :, None, None].to(x.dtype), self.weight.to(x.dtype), padding=self.weight.shape[-1] // 2
         )
         if self.demodulate:
-            energy = self.weight.square().sum((2, 3)) @ scale.to(self.weight.dtype).square().mT
-            out = out * (energy.mT + 1e-8).rsqrt()[:, :, None, None].to(out.dtype)
+            with torch.autocast(x.device.type, enabled=False):
+                energy = scale.to(self.weight.dtype).square() @ self.weight.square().sum((2, 3)).mT
+            out = out * (energy + 1e-8).rsqrt()[:, :, None, None].to(out.dtype)
         return out + self.bias[:, None, None].to(out.dtype)
 
 

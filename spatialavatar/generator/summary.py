@@ -227,13 +227,13 @@ def _saved_by_part(generator: Generator, config: TrainConfig, sources: int) -> C
     module = TrainingModule(generator, config.model_copy(update={"loss": weights}), lpips).train()
     batch = made_up_batch(generator, [sources], config.resolution)
     known = [*generator.parameters(), *generator.buffers(), *features.values()]
-    checkpointing = generator.unet.gradient_checkpointing
-    generator.unet.gradient_checkpointing = config.gradient_checkpointing
+    before = generator.unet.recompute
+    generator.recompute_activations(config.gradient_checkpointing)
     try:
         with _watched(generator, {}) as scope:
             return saved_bytes(lambda: module(batch).loss, known, scope)
     finally:
-        generator.unet.gradient_checkpointing = checkpointing
+        generator.recompute_activations(before)
 
 
 def _training_memory(

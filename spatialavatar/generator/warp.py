@@ -3,10 +3,11 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import grid_sample
+from torch.nn.functional import grid_sample, normalize
 
 from spatialavatar.splat.camera import Camera
 
+FACING_CHANNELS = 4
 NEAR = 0.01  # metres: what is nearer or behind the camera is not in the image
 
 
@@ -29,3 +30,16 @@ def warp(
         )
         seen = valid.to(points.dtype)[..., None]
         return sampled[:, :, 0].mT * seen, seen
+
+
+def facing(corners: Float[Tensor, "M N 3 3"], points: Float[Tensor, "M N 3"], camera: Camera) -> Float[Tensor, "M N 1"]:
+    """Cosine between each texel's normal and the direction to the camera; 0 for texels that face away.
+
+    ``corners`` are those of the texels' parent triangles. The mesh as a whole may still hide a texel.
+    """
+    with torch.autocast(points.device.type, enabled=False):
+        rotation, translation = camera.world_to_camera[:, :3, :3], camera.world_to_camera[:, :3, 3]
+        eye = -(rotation.mT @ translation[..., None]).mT
+        normal = torch.linalg.cross(corners[:, :, 1] - corners[:, :, 0], corners[:, :, 2] - corners[:, :, 0])
+        cosine = (normalize(normal, dim=-1) * normalize(eye - points, dim=-1)).sum(-1, keepdim=True)
+        return cosine.clamp_min(0)

@@ -29,7 +29,7 @@ class TrainingState:
     step: int  # optimizer steps done
     seconds: float  # spent training so far
     config: dict[str, Any]  # TrainConfig
-    parent: dict[str, Any] | None  # Phase 2: hash and origin of the Phase-1 checkpoint
+    parent: dict[str, Any] | None  # Phase 2: hash of the Phase-1 checkpoint, and how that was trained
     window: list[dict[str, float]]  # terms of the steps since the last line of the log
 
 

@@ -190,7 +190,10 @@ class _Run:
 
     def _after_step(self, objective: Objective, norm: float) -> None:
         step, config = self.trainer.step_number, self.config
-        terms = {"loss": float(objective.loss.detach()), **{name: float(value) for name, value in objective.terms.items()}}
+        terms = {
+            "loss": float(objective.loss.detach()),
+            **{name: float(value) for name, value in objective.terms.items()},
+        }
         self._window.append({**terms, "gradient_norm": norm})
         last = step == config.steps
         self.progress.step = step

@@ -45,7 +45,7 @@ def start_generator(config: TrainConfig, head: HeadModel) -> tuple[Generator, di
         generator = Generator(config.generator, head)
     generator.layout.require(facts.layout_fingerprint, where)
     load_weights(generator, where, facts)
-    return generator, {"generator": facts.hash, "from": str(config.phase1_checkpoint), "training": facts.training}
+    return generator, {"generator": facts.hash, "training": facts.training}
 
 
 def anchor_at(generator: Generator) -> Anchor:
@@ -68,7 +68,7 @@ def build_module(
     """The training module on a device. Raises SpatialAvatarError when LPIPS is wanted and its weights are missing."""
     lpips = Lpips.require(device=device) if config.loss.lambda_lp > 0 else None
     generator = generator.to(device)
-    generator.unet.gradient_checkpointing = config.gradient_checkpointing
+    generator.recompute_activations(config.gradient_checkpointing)
     if config.compile:
         for part in (generator.encoder, generator.dpt, generator.unet):
             part.compile(dynamic=True)

@@ -223,7 +223,9 @@ def test_architecture_is_for_random_weights_alone() -> None:
 
 @pytest.mark.parametrize("architecture", [{"width": 3}, {"num_heads": 0}])
 def test_an_impossible_architecture(architecture: dict[str, int]) -> None:
-    with pytest.raises(SpatialAvatarError, match=f"^encoder {SMALL} with {{'") as error:
+    with pytest.raises(
+        SpatialAvatarError, match=f"^encoder {SMALL} with architecture {{'.*embed_dim, depth and num_heads"
+    ) as error:
         tiny_encoder(architecture=architecture)
     one_line(error)
 

@@ -263,7 +263,7 @@ def test_gradient_checkpointing_and_the_jacobian_penalty_together() -> None:
     gradients = []
     for checkpointing in (False, True):
         generator = exact()
-        generator.unet.gradient_checkpointing = checkpointing
+        generator.recompute_activations(checkpointing)
         terms = generator(sources, *driver, penalised=True).jacobian
         assert terms is not None
         signs = [s.double() for s in rademacher(0, numbers, generator.layout.count)]

@@ -132,7 +132,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
     maps, cls = inputs(2)
     results = []
     for checkpointing in (False, True):
-        net.gradient_checkpointing = checkpointing
+        net.recompute = checkpointing
         net.zero_grad()
         x = maps.clone().requires_grad_()
         out = net(x, cls)
@@ -149,7 +149,7 @@ def test_gradient_checkpointing_keeps_less(monkeypatch: pytest.MonkeyPatch) -> N
     maps, cls = inputs(2, 32)
 
     def kept(checkpointing: bool) -> int:
-        net.gradient_checkpointing = checkpointing
+        net.recompute = checkpointing
         total = 0
 
         def count(t: Tensor) -> Tensor:
