@@ -86,6 +86,13 @@ class Encoder(nn.Module):
             )
         return Encoded(tuple(grid for grid, _ in taps), taps[-1][1][:, 0])
 
+    @property
+    def licence(self) -> str | None:
+        """The terms of the backbone's weights, as timm states them; none for random ones."""
+        if self.config.weights == RANDOM_WEIGHTS:
+            return None
+        return str(self.backbone.pretrained_cfg.get("license") or "their own terms")
+
     def checksum(self) -> str:
         """SHA-256 over the backbone's weights, wherever they came from."""
         return files.content_hash({name: t.detach().cpu().numpy() for name, t in self.backbone.state_dict().items()})

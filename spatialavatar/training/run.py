@@ -29,6 +29,7 @@ from spatialavatar.training.pool import open_pool
 from spatialavatar.training.setup import (
     anchor_at,
     build_module,
+    licence_of,
     read_anchor,
     start_generator,
     training_head,
@@ -87,7 +88,7 @@ def train(
         anchor = read_anchor(files.join(out, ANCHOR)) if newest else anchor_at(generator)
     module = build_module(config, generator, anchor, device)
     trainer = Trainer(module, config)
-    run = _Run(trainer, generator, head, config, out, parent, pool.licence, observe)
+    run = _Run(trainer, generator, head, config, out, parent, licence_of(generator, pool), observe)
     if newest:
         run.resume(newest[0])
     else:

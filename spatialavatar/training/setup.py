@@ -12,6 +12,7 @@ from spatialavatar.generator.generator import Generator
 from spatialavatar.head import HeadModel, builtin_head, read_head
 from spatialavatar.losses.perceptual import Lpips
 from spatialavatar.training.config import TrainConfig
+from spatialavatar.training.pool import ClipPool
 from spatialavatar.training.step import Anchor, TrainingModule
 
 
@@ -46,6 +47,14 @@ def start_generator(config: TrainConfig, head: HeadModel) -> tuple[Generator, di
     generator.layout.require(facts.layout_fingerprint, where)
     load_weights(generator, where, facts)
     return generator, {"generator": facts.hash, "training": facts.training}
+
+
+def licence_of(generator: Generator, pool: ClipPool) -> str:
+    """The terms that the trained generator's holder must know: of the footage, and of the encoder's weights."""
+    encoder = generator.encoder.licence
+    if encoder is None:
+        return pool.licence
+    return f"{pool.licence}; image encoder {generator.config.encoder.backbone} ({encoder})"
 
 
 def anchor_at(generator: Generator) -> Anchor:
