@@ -38,10 +38,11 @@ class Generator(nn.Module):
         self.encoder = Encoder(config.encoder, pretrained)
         features = config.encoder.feature_channels
         self.dpt = DPT(self.encoder.channels, config.encoder.dpt_channels, features)
-        warped = features + 3 + 1 + FACING_CHANNELS * config.facing  # features, colour, validity
+        shown = 3 + 1 + FACING_CHANNELS * config.facing  # colour, validity
+        warped = shown + features
         self.pool = MeanPool() if config.pool == "mean" else AttentionPool(warped, self.encoder.channels)
         self.unet = StyleUNet(
-            config.unet, config.uv_resolution, warped + 4, self.encoder.channels, config.decoder.feature_channels
+            config.unet, config.uv_resolution, warped + 4, shown, self.encoder.channels, config.decoder.feature_channels
         )
         self.decoder = GaussianDecoder(config.decoder, self.head, self.layout)
         rest = self.layout.points(self.head.template[None], self.head.faces) / _POSITION_UNIT
@@ -65,11 +66,11 @@ class Generator(nn.Module):
         encoded = self.encoder(images)
         features, valid = warp(self.dpt(encoded.maps), points, camera)
         colors, _ = warp(images, points, camera)
-        warped = [features, colors, valid]
+        shown = [colors, valid]
         if self.config.facing:  # what the pool averages: the colour by how well it was seen, and how well that is
             squarely = facing(vertices[:, self.head.faces[layout.face_index]], points, camera) * valid
-            warped += [colors * squarely, squarely]
-        texels, cls = self.pool(torch.cat(warped, -1), encoded.cls, ownership)
+            shown += [colors * squarely, squarely]
+        texels, cls = self.pool(torch.cat([*shown, features], -1), encoded.cls, ownership)
         maps = torch.cat([layout.to_map(texels), self.rest_map.expand(len(texels), -1, -1, -1).to(texels.dtype)], 1)
         out: Tensor = self.unet(maps, cls)
         return layout.from_map(out).to(texels.dtype)

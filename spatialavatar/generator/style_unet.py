@@ -2,7 +2,8 @@
 
 A U-Net whose decoder has StyleGAN2's modulated convolutions, without noise and without minibatch statistics. Skip
 connections enter through SFT layers, whose scale and shift maps are made from the skip by a convolution that the
-source's CLS token modulates.
+source's CLS token modulates. As in StyleGAN, weights have unit variance and are scaled when they are used ("equalised
+learning rate", Karras et al. 2018): Adam's steps are then the same share of every layer's weights.
 """
 
 import math
@@ -10,7 +11,7 @@ import math
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, interpolate, leaky_relu
+from torch.nn.functional import conv2d, interpolate, leaky_relu, linear
 
 from spatialavatar.generator.config import StyleUNetConfig
 from spatialavatar.generator.recompute import through
@@ -26,24 +27,29 @@ class StyleUNet(nn.Module):
     recompute = False
 
     def __init__(
-        self, config: StyleUNetConfig, resolution: int, in_channels: int, cls_channels: int, out_channels: int
+        self,
+        config: StyleUNetConfig,
+        resolution: int,
+        in_channels: int,
+        shown_channels: int,  # the first of them: colours and the like
+        cls_channels: int,
+        out_channels: int,
     ) -> None:
         super().__init__()
         levels = max(0, int(math.log2(resolution / config.coarsest)))
         widths = [min(config.channels << level, config.max_channels) for level in range(levels + 1)]
         style = config.style_channels
-        self.mapping = nn.Sequential(_dense(cls_channels, style), _Activation(), _dense(style, style), _Activation())
-        self.stem = nn.Sequential(_conv(in_channels, widths[0]), _Activation())
+        self.mapping = nn.Sequential(_Dense(cls_channels, style), _Activation(), _Dense(style, style), _Activation())
+        self.stem = nn.Sequential(_Conv(in_channels, widths[0]), _Activation())
         self.down = nn.ModuleList(_Down(widths[level], widths[level + 1]) for level in range(levels))
         side = resolution >> levels
         self.constant = nn.Parameter(torch.randn(1, widths[-1], side, side))  # as StyleGAN2's input
         self.bottom = _Styled(2 * widths[-1], widths[-1], style)
         self.up = nn.ModuleList(_Up(widths[level + 1], widths[level], style) for level in range(levels))
-        self.output = ModulatedConv(widths[0], out_channels, style, size=1, demodulate=False)
-        self.shortcut = nn.Conv2d(in_channels, out_channels, 1)  # what a source shows need not be learned to pass
-        # at the start F is mostly what the sources show
-        nn.init.normal_(self.output.weight, std=_START / math.sqrt(widths[0]))
-        nn.init.normal_(self.shortcut.weight, std=0.5)
+        # at the start F is mostly what the sources show, which need not learn its way through the levels
+        self.output = ModulatedConv(widths[0], out_channels, style, size=1, demodulate=False, start=_START)
+        self.shortcut = nn.Conv2d(shown_channels, out_channels, 1)
+        nn.init.normal_(self.shortcut.weight)
 
     def forward(self, maps: Float[Tensor, "B C R R"], cls: Float[Tensor, "B D"]) -> Float[Tensor, "B F R R"]:
         style = self.mapping(cls * (cls.square().mean(-1, keepdim=True) + 1e-8).rsqrt())
@@ -55,7 +61,7 @@ class StyleUNet(nn.Module):
         x = self.bottom(torch.cat([x, self.constant.expand(len(x), -1, -1, -1).to(x.dtype)], 1), style)
         for level in reversed(range(len(skips))):
             x = through(self.up[level], x, skips[level], style, recompute=self.recompute)
-        out: Tensor = self.output(x, style) + self.shortcut(maps)
+        out: Tensor = self.output(x, style) + self.shortcut(maps[:, : self.shortcut.in_channels])
         return out
 
 
@@ -66,24 +72,27 @@ class ModulatedConv(nn.Module):
     of input and output, so that a batch is one convolution.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, style: int, size: int = 3, demodulate: bool = True) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        style: int,
+        size: int = 3,
+        demodulate: bool = True,
+        start: float = 1.0,  # standard deviation of the output at the start, without demodulation
+    ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(
-            torch.randn(out_channels, in_channels, size, size) / math.sqrt(in_channels * size * size)
-        )
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, size, size))
         self.bias = nn.Parameter(torch.zeros(out_channels))
-        self.affine = _dense(style, in_channels)
-        nn.init.ones_(self.affine.bias)
-        self.demodulate = demodulate
+        self.affine = _Dense(style, in_channels, start=1.0)
+        self.gain, self.demodulate = start / math.sqrt(in_channels * size * size), demodulate
 
     def forward(self, x: Float[Tensor, "B I H W"], style: Float[Tensor, "B S"]) -> Float[Tensor, "B O H W"]:
-        scale = self.affine(style)
-        out = conv2d(
-            x * scale[:, :, None, None].to(x.dtype), self.weight.to(x.dtype), padding=self.weight.shape[-1] // 2
-        )
+        scale, weight = self.affine(style), self.weight * self.gain
+        out = conv2d(x * scale[:, :, None, None].to(x.dtype), weight, padding=weight.shape[-1] // 2)
         if self.demodulate:
             with torch.autocast(x.device.type, enabled=False):
-                energy = scale.to(self.weight.dtype).square() @ self.weight.square().sum((2, 3)).mT
+                energy = scale.to(weight.dtype).square() @ weight.square().sum((2, 3)).mT
             out = out * (energy + 1e-8).rsqrt()[:, :, None, None].to(out.dtype)
         return out + self.bias[:, None, None].to(out.dtype)
 
@@ -108,7 +117,7 @@ class _Down(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            _conv(in_channels, in_channels), _Activation(), _conv(in_channels, out_channels, stride=2), _Activation()
+            _Conv(in_channels, in_channels), _Activation(), _Conv(in_channels, out_channels, stride=2), _Activation()
         )
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1, bias=False)
 
@@ -139,7 +148,7 @@ class _SFT(nn.Module):
     def __init__(self, channels: int, style: int) -> None:
         super().__init__()
         self.shared = _Styled(channels, channels, style)
-        self.maps = _conv(channels, 2 * channels)
+        self.maps = _Conv(channels, 2 * channels)
 
     def forward(self, x: Tensor, skip: Tensor, style: Tensor) -> Tensor:
         scale, shift = self.maps(self.shared(skip, style)).chunk(2, 1)
@@ -147,15 +156,27 @@ class _SFT(nn.Module):
         return out
 
 
-def _conv(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
-    nn.init.normal_(conv.weight, std=1 / math.sqrt(9 * in_channels))
-    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-    return conv
+class _Dense(nn.Module):
+    """A linear layer with equalised learning rate."""
+
+    def __init__(self, in_channels: int, out_channels: int, start: float = 0.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels))
+        self.bias = nn.Parameter(torch.full((out_channels,), start))
+        self.gain = 1 / math.sqrt(in_channels)
+
+    def forward(self, x: Float[Tensor, "B I"]) -> Float[Tensor, "B O"]:
+        return linear(x, self.weight * self.gain, self.bias)
 
 
-def _dense(in_channels: int, out_channels: int) -> nn.Linear:
-    dense = nn.Linear(in_channels, out_channels)
-    nn.init.normal_(dense.weight, std=1 / math.sqrt(in_channels))
-    nn.init.zeros_(dense.bias)
-    return dense
+class _Conv(nn.Module):
+    """A 3 x 3 convolution with equalised learning rate."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.gain, self.stride = 1 / math.sqrt(9 * in_channels), stride
+
+    def forward(self, x: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O h w"]:
+        return conv2d(x, self.weight * self.gain, self.bias, stride=self.stride, padding=1)

@@ -82,7 +82,7 @@ class TrainConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     steps: int = Field(200_000, ge=1)
-    batch_size: int = Field(48, ge=1)
+    batch_size: int = Field(48, ge=1)  # of all workers together
     resolution: int = Field(512, ge=32)  # pixels of the target's longer side
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_checkpointing: bool = False

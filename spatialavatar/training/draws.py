@@ -20,8 +20,7 @@ class Stream(IntEnum):
     CLIP = 1  # numbers: epoch
     SOURCES = 2  # sample
     BACKGROUND = 3  # sample
-    RADEMACHER = 4  # sample
-    HELD_OUT = 5  # clip
+    HELD_OUT = 4  # clip
 
 
 def generator_for(seed: int, stream: Stream, *numbers: int) -> np.random.Generator:
