@@ -38,7 +38,7 @@ TRAINING: dict[str, Any] = {
     "held_out": {"synthetic": {"identities": 8, "first_identity": 100_000, "instants": 12}},
     "held_out_samples": 8,
     "loss": {"lambda_lp": 0.0},
-    "optimizer": {"learning_rate": 2e-3},
+    "optimizer": {"learning_rate": 4e-3, "lr_decay": 0.65},
     "schedule": {"kind": "linear", "warmup_steps": 25, "end": 0.1},
     "batch_size": 8,
     "resolution": 128,
