@@ -6,32 +6,26 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from spatialavatar import files
 from spatialavatar.avatar.avatar import Avatar, GeneratedAppearance, licence_note
-from spatialavatar.avatar.frame_name import frame_name
-from spatialavatar.avatar.reference_frame import mouth_openness
-from spatialavatar.clip import FrameIndex, TrackedClip
+from spatialavatar.avatar.reference_frame import reference_frame
+from spatialavatar.avatar.source_frames import LEAST_FACE, SourceFrame, face_in_view
 from spatialavatar.errors import SpatialAvatarError
-from spatialavatar.generator.checkpoint import GeneratorFacts, read_generator
+from spatialavatar.generator.checkpoint import GeneratorFacts, read_facts, read_generator
+from spatialavatar.generator.config import RANDOM_WEIGHTS
 from spatialavatar.generator.generator import Generator
 from spatialavatar.generator.portrait import portrait
 from spatialavatar.generator.sources import Sources
-from spatialavatar.generator.view_encoding import view_direction
 from spatialavatar.head import HeadModel, HeadParams, HeadReference
 from spatialavatar.head.canonical import canonical
 from spatialavatar.splat.camera import Camera
 
 MOST_SOURCES = 4  # as many as the generator meets in training
-LEAST_FACE = 0.1  # share of the face that a source must show
-FRONTAL = 0.5  # cosine: the face is what looks within 60 degrees of +z on the mesh at rest
-_FRAMES_AT_ONCE = 32  # posed together
 
 
 @dataclass(frozen=True)
-class Generation:
+class LoadedGenerator:
     """A generator read from a checkpoint."""
 
     generator: Generator
@@ -41,16 +35,6 @@ class Generation:
     @property
     def device(self) -> torch.device:
         return next(self.generator.parameters()).device
-
-
-@dataclass(frozen=True)
-class SourceFrame:
-    clip: TrackedClip
-    index: FrameIndex
-
-    @property
-    def name(self) -> str:
-        return frame_name(self.clip, self.index)
 
 
 @dataclass(frozen=True)
@@ -66,70 +50,20 @@ def load_generator(
     head: HeadModel,
     device: torch.device | str = "cpu",
     encoder_weights: str | None = None,
-) -> Generation:
-    """Raises SpatialAvatarError as ``read_generator``: no checkpoint, one for another head, layout or encoder."""
+) -> LoadedGenerator:
+    """Raises SpatialAvatarError as ``read_generator``: no checkpoint, one for another head, layout or encoder.
+
+    Also for ``encoder_weights`` that a checkpoint has no use for.
+    """
+    if encoder_weights is not None:
+        encoder = read_facts(checkpoint).config.encoder
+        if not encoder.frozen or encoder.weights == RANDOM_WEIGHTS:
+            raise SpatialAvatarError(
+                f"{checkpoint}: holds the weights of its encoder, so --encoder-weights {encoder_weights} would change "
+                "nothing; leave it out"
+            )
     generator, facts = read_generator(checkpoint, head, device, encoder_weights)
-    return Generation(generator, facts, str(checkpoint))
-
-
-def face_in_view(clip: TrackedClip, head: HeadModel, frames: Sequence[FrameIndex]) -> Float[Tensor, " T"]:
-    """Share of the face's surface that each frame's camera has before it, turned towards it and inside the image.
-
-    Whether something lies in front of it is not asked.
-    """
-    head = head.on("cpu")
-    corners = head.template[head.faces]
-    normal = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    weight = normal.norm(dim=-1) * (normal[:, 2] > FRONTAL * normal.norm(dim=-1))
-    shares = []
-    for start in range(0, len(frames), _FRAMES_AT_ONCE):
-        chunk = frames[start : start + _FRAMES_AT_ONCE]
-        camera = clip.camera(chunk)
-        with torch.no_grad():
-            triangles = head(clip.params_at(chunk))[:, head.faces]
-        centre = triangles.mean(2)
-        outwards = torch.linalg.cross(triangles[:, :, 1] - triangles[:, :, 0], triangles[:, :, 2] - triangles[:, :, 0])
-        pixels, depth = camera.project(centre)
-        rotation, translation = camera.world_to_camera[:, :3, :3], camera.world_to_camera[:, :3, 3]
-        eye = -(rotation.mT @ translation[..., None]).mT  # [T, 1, 3]
-        size = pixels.new_tensor([camera.width, camera.height])
-        seen = (depth > 0) & ((pixels >= 0) & (pixels <= size)).all(-1) & (((eye - centre) * outwards).sum(-1) > 0)
-        shares.append((seen * weight).sum(-1) / weight.sum())
-    return torch.cat(shares)
-
-
-def with_a_face(clip: TrackedClip, head: HeadModel) -> dict[FrameIndex, float]:
-    """The training frames that show the face, and which share of it. Raises SpatialAvatarError when none does."""
-    frames = clip.split("train")
-    shares = face_in_view(clip, head, frames).tolist() if frames else []
-    shown = {frame: share for frame, share in zip(frames, shares) if share >= LEAST_FACE}
-    if not shown:
-        raise SpatialAvatarError(
-            f"{clip.folder}: no training frame has the face in view; 'spatialavatar clip inspect' shows the tracking"
-        )
-    return shown
-
-
-def choose_frames(
-    clip: TrackedClip, head: HeadModel, shown: dict[FrameIndex, float], count: int, first: FrameIndex | None = None
-) -> list[SourceFrame]:
-    """``count`` of the frames of ``with_a_face`` with views far apart, or as many as there are.
-
-    ``first`` (unless given, the frame that shows most of the face), then again and again the frame whose viewing axis
-    is farthest from all chosen ones; the earliest on ties.
-    """
-    frames = list(shown)
-    _, world_to_camera = canonical(head, clip.params_at(frames), clip.camera(frames).world_to_camera)
-    axis = view_direction(world_to_camera.double())
-    if first is None:
-        first = max(frames, key=lambda frame: shown[frame])
-    chosen = [frames.index(first)]
-    nearest = torch.full((len(frames),), torch.inf, dtype=torch.float64)
-    while len(chosen) < min(count, len(frames)):
-        nearest = torch.minimum(nearest, torch.linalg.vector_norm(axis - axis[chosen[-1]], dim=-1))
-        nearest[chosen] = -1.0
-        chosen.append(int(nearest.argmax()))
-    return [SourceFrame(clip, frames[row]) for row in chosen]
+    return LoadedGenerator(generator, facts, str(checkpoint))
 
 
 def look_at(frames: Sequence[SourceFrame], head: HeadModel, size: int) -> Portraits:
@@ -153,7 +87,9 @@ def look_at(frames: Sequence[SourceFrame], head: HeadModel, size: int) -> Portra
             )
         seen = portrait(frame.clip, frame.index, head, size)
         if seen.coverage == 0:
-            raise SpatialAvatarError(f"{frame.name}: no face in view (its matte is empty); name another frame")
+            raise SpatialAvatarError(
+                f"{frame.name}: no face in view (its matte is empty within the region); name another frame"
+            )
         portraits.append(seen)
     sources = Sources(
         images=torch.stack([p.image for p in portraits])[None],
@@ -165,7 +101,7 @@ def look_at(frames: Sequence[SourceFrame], head: HeadModel, size: int) -> Portra
 
 
 def reconstruct(
-    generation: Generation,
+    loaded: LoadedGenerator,
     portraits: Portraits,
     *,
     identity: str | None = None,
@@ -175,21 +111,20 @@ def reconstruct(
 ) -> Avatar:
     """The generated avatar of the person in the portraits, with the shape of the first.
 
-    ``reference`` is the portrait at which it is baked unless told otherwise: the one with the mouth most closed, the
-    earliest on ties. ``head_file`` is where an avatar written to ``out`` will look for its head.
+    ``reference`` is the portrait at which it is baked unless told otherwise: the ``reference_frame`` among them unless
+    given. ``head_file`` is where an avatar written to ``out`` will look for its head.
     """
-    generator, facts = generation.generator, generation.facts
+    generator, facts = loaded.generator, loaded.facts
     head = generator.head.on("cpu")
     first = portraits.frames[0].clip
     if reference is None:
-        tracked = [frame.clip.params_at(frame.index) for frame in portraits.frames]
-        reference = int(torch.stack([mouth_openness(head, p)[0] for p in tracked]).double().numpy().argmin())
+        reference = reference_frame(head, _joined([f.clip.params_at(f.index) for f in portraits.frames]))
     began = time.perf_counter()
     with torch.no_grad():
-        features = generator.encode(portraits.sources.to(generation.device)).cpu()
+        features = generator.encode(portraits.sources.to(loaded.device)).cpu()
     seconds = time.perf_counter() - began
     if not bool(torch.isfinite(features).all()):
-        raise SpatialAvatarError(f"{generation.checkpoint}: gives features that are not finite; use another checkpoint")
+        raise SpatialAvatarError(f"{loaded.checkpoint}: gives features that are not finite; use another checkpoint")
     own = first.params[0]
     source = portraits.frames[reference]
     camera = source.clip.camera(source.index)
@@ -212,7 +147,7 @@ def reconstruct(
             weights={name: p.detach().cpu().clone() for name, p in generator.decoder.named_parameters()},
             reference_camera=replace(camera, world_to_camera=world_to_camera),
             generator_hash=facts.hash,
-            generator_file=generation.checkpoint,
+            generator_file=loaded.checkpoint,
         ),
         shape=own.shape,
         static_offset=own.static_offset,
@@ -220,7 +155,7 @@ def reconstruct(
         provenance={
             "head_file": None if head_file is None else files.relative(head_file, out or "."),
             "generator": {"hash": facts.hash, "training": facts.training},
-            "config": {"resolution": generator.config.encoder.image_size},
+            "config": {"resolution": facts.training.get("resolution", generator.config.encoder.image_size)},
             "clip": {
                 "identity": first.identity,
                 "source": asdict(first.source),

@@ -61,16 +61,17 @@ class AvatarRenderer:
 
     def world(self, params: HeadParams, camera: Camera) -> WorldGaussians:
         """The avatar's Gaussians under a driver."""
-        return self._posed(self.gaussians_for(params, camera), params)
+        return self.posed(self.gaussians_for(params, camera), params)
 
+    @torch.no_grad()
     def render(self, params: HeadParams, camera: Camera) -> Rendering:
-        """B frames: B rows of parameters, B cameras."""
-        return self.show(self.gaussians_for(params, camera), params, camera)
+        """B frames, with all channels: B rows of parameters, B cameras."""
+        return rasterize(self.world(params, camera), camera.to(self.device))
 
     @torch.no_grad()
     def show(self, local: LocalGaussians, params: HeadParams, camera: Camera) -> Rendering:
-        """What ``gaussians_for`` gave, posed and splatted."""
-        return rasterize(self._posed(local, params), camera.to(self.device))
+        """What ``gaussians_for`` gave, posed and splatted in RGB."""
+        return rasterize(self.posed(in_rgb(local), params), camera.to(self.device))
 
     @torch.no_grad()
     def image(
@@ -78,12 +79,17 @@ class AvatarRenderer:
     ) -> Float[Tensor, "B H W 3"]:
         """RGB over a background (white by default), in [0, 1]."""
         behind = torch.ones(3) if background is None else background
-        rendering = self.render(params, camera)
-        rgb = Rendering(rendering.features[..., :3], rendering.alpha)
-        return rgb.over(behind.to(self.device)).clamp(0, 1)
+        rendering = self.show(self.gaussians_for(params, camera), params, camera)
+        return rendering.over(behind.to(self.device)).clamp(0, 1)
 
-    def _posed(self, local: LocalGaussians, params: HeadParams) -> WorldGaussians:
+    def posed(self, local: LocalGaussians, params: HeadParams) -> WorldGaussians:
+        """Local Gaussians on the avatar's own mesh, moved by a driver."""
         return bind(local, self.head(self.own(params)), self.head.faces, self.layout.face_index)
+
+
+def in_rgb(local: LocalGaussians) -> LocalGaussians:
+    """The same Gaussians with the channels that a picture has: a splatter's time grows with every further one."""
+    return dataclasses.replace(local, color=local.color[..., :3])
 
 
 def _decoder(appearance: GeneratedAppearance, head: HeadModel, layout: UVLayout, what: str) -> GaussianDecoder:

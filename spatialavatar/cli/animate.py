@@ -23,7 +23,7 @@ def animate(
         str | None, typer.Option(metavar="CLIP", help="Whose expression and pose; any clip of the same head model.")
     ] = None,
     camera: Annotated[
-        str, typer.Option(help="driver (as the clip was seen) or orbit (swing round the head).")
+        str, typer.Option(help="driver (as camera 0 of the clip saw it) or orbit (swing round the head).")
     ] = "driver",
     frames: Annotated[int | None, typer.Option(min=1, help="At most this many frames.")] = None,
     resolution: Annotated[
@@ -35,7 +35,9 @@ def animate(
     device: DeviceOption = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
-    """Animate an avatar with the motion of a clip, its own or another person's.
+    """Animate an avatar with the motion of a clip.
+
+    The clip may show the same person or another. Of several cameras, camera 0 is the one that sees the avatar.
 
     \b
     spatialavatar animate avatars/anna --driver clips/ben --out anna_as_ben.mp4
@@ -55,20 +57,21 @@ def animate(
         raise SpatialAvatarError("name the clip that drives the avatar with --driver, or turn it with --camera orbit")
     files.refuse_existing(out, force)
     subject = read_avatar(avatar)
-    model = resolve_head(subject.head, head, avatar, subject.head_hints(avatar))
-    renderer = AvatarRenderer(subject, model, choose_device(device))
+    clip = None if driver is None else open_clip(driver)
+    hints = subject.head_hints(avatar) + ([] if clip is None else [clip.folder])
+    model = resolve_head(subject.head, head, avatar, hints)
+    renderer = AvatarRenderer(subject, model, choose_device(device), avatar)
     size = resolution or subject.provenance["config"]["resolution"]
     rate = fps or subject.provenance["clip"]["fps"]
-    if driver is None:
+    if clip is None:
         count = frames or 100
         params = subject.reference_params[[0] * count]
     else:
-        clip = open_clip(driver)
         clip.require_head(model)
         indices = [index for index in clip.split("all") if index.camera == 0][:frames]
         count, rate = len(indices), fps or clip.fps
         params = clip.params_at(indices)
-    if camera == "orbit":
+    if clip is None or camera == "orbit":
         params = still(params)
         own = renderer.avatar
         rest = renderer.head(renderer.head.neutral().with_identity(own.shape, own.static_offset))[0]

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spatialavatar.cli.console import DeviceOption, HeadOption, choose_device, resolve_head, say
+from spatialavatar.cli.console import DeviceOption, HeadOption, choose_device, locate_head, say
 
 if TYPE_CHECKING:
     from spatialavatar.avatar import Avatar
@@ -28,15 +28,16 @@ def bake_(
     device: DeviceOption = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace what --out holds.")] = False,
 ) -> None:
-    """Make a generated avatar static: its Gaussians at one frame, for every frame.
+    """Make a generated avatar static, as it is at one frame.
 
-    A frame is named CLIP#12 for instant 12, CLIP#12,3 for camera 3 of several.
+    Its Gaussians at that frame are then shown at every frame. CLIP#12 names instant 12, CLIP#12,3 its camera 3.
 
     \b
     spatialavatar avatar bake avatars/anna --out avatars/anna_static
     spatialavatar avatar bake avatars/anna --at clips/anna#12 --out avatars/anna_at_12
     """
     from spatialavatar.avatar import AvatarRenderer, bake, bake_at_reference, read_avatar, write_avatar
+    from spatialavatar.avatar.folder import claim_folder, clear_folder
     from spatialavatar.avatar.frame_name import frame_name, parse_one_frame
     from spatialavatar.clip import open_clip
     from spatialavatar.errors import SpatialAvatarError
@@ -45,18 +46,20 @@ def bake_(
     if subject.kind == "static":
         raise SpatialAvatarError(f"{avatar}: is static already; only avatars of 'spatialavatar reconstruct' are baked")
     frame = None if at is None else parse_one_frame(at, "--at")
-    model = resolve_head(subject.head, head, avatar, subject.head_hints(avatar))
+    claim_folder(out, force)  # before any work; what is replaced goes when all input has proved sound
+    clip = None if frame is None else open_clip(frame[0])
+    hints = subject.head_hints(avatar) + ([] if clip is None else [clip.folder])
+    found = locate_head(subject.head, head, avatar, hints)
     where = choose_device(device)
-    if frame is None:
-        baked = bake_at_reference(subject, model, where, avatar)
+    if clip is None or frame is None:
+        baked = bake_at_reference(subject, found.head, where, avatar)
     else:
-        clip = open_clip(frame[0])
-        clip.require_head(model)
-        renderer = AvatarRenderer(subject, model, where, avatar)
+        clip.require_head(found.head)
+        renderer = AvatarRenderer(subject, found.head, where, avatar)
         params, camera = clip.params_at(frame[1]), clip.camera(frame[1])
         baked = bake(renderer, params, camera, frame_name(clip, frame[1]))
-    claim_avatar_folder(out, force)
-    write_avatar(out, moved(baked, avatar, out))
+    clear_folder(out)
+    write_avatar(out, with_head_file(baked, found.file, out))
     say(f"{baked.appearance.count} Gaussians at {baked.provenance['baked']['frame']} -> {out}")
     say(baked.licence_note)
 
@@ -66,7 +69,7 @@ def info(
     avatar: Folder,
     json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Show what an avatar is, what it was made from, and its licence.
+    """Show what an avatar is, its sources and its licence.
 
     \b
     spatialavatar avatar info avatars/anna
@@ -84,30 +87,14 @@ def info(
         typer.echo(f"{name.replace('_', ' '):20} {'-' if shown in ('', None) else shown}")
 
 
-def claim_avatar_folder(out: str, force: bool) -> None:
-    """Raises SpatialAvatarError when ``out`` holds what must not be replaced; removes what an earlier avatar left."""
-    from spatialavatar import files
-    from spatialavatar.avatar.avatar import GAUSSIAN_AVATARS, PLY
-    from spatialavatar.refine import METRICS, claim_folder
-    from spatialavatar.refine.checkpoint import FILE
-    from spatialavatar.refine.run import LOG
-
-    claim_folder(out, force=force)
-    for stale in (FILE, LOG, METRICS, PLY, GAUSSIAN_AVATARS):
-        files.remove(files.join(out, stale))
-
-
-def moved(avatar: "Avatar", folder: str, out: str) -> "Avatar":
-    """The avatar read from one folder, written to another, finds its head as before."""
+def with_head_file(avatar: "Avatar", file: str | None, out: str) -> "Avatar":
+    """The avatar, written to ``out``, finds its head there."""
     import dataclasses
 
     from spatialavatar import files
 
-    named = avatar.provenance.get("head_file")
-    if named is None:
-        return avatar
-    place = avatar.head_hints(folder)[-1]
-    return dataclasses.replace(avatar, provenance={**avatar.provenance, "head_file": files.relative(place, out)})
+    named = None if file is None else files.relative(file, out)
+    return dataclasses.replace(avatar, provenance={**avatar.provenance, "head_file": named})
 
 
 def _facts(avatar: "Avatar") -> dict[str, Any]:

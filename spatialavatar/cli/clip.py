@@ -33,7 +33,9 @@ def import_(
     ] = None,
     force: Force = False,
 ) -> None:
-    """Import a tracker's result as a clip. Pictures are copied as they are.
+    """Import a tracker's result as a clip.
+
+    Pictures are copied as they are.
 
     \b
     spatialavatar clip import tracked/anna --head flame2020.head.safetensors --test-last 350 --out clips/anna
@@ -81,7 +83,9 @@ def synthesize(
     ] = "",
     force: Force = False,
 ) -> None:
-    """Render a made-up person as a clip with exact parameters. Needs no data and no download.
+    """Render a made-up person as a clip.
+
+    Its parameters are exact. Needs no data and no download.
 
     Without --head the clip names the built-in head, the one that 'spatialavatar head generate' writes.
 
@@ -126,7 +130,9 @@ def validate(
         str | None, typer.Option("--head", metavar="FILE", help="The clip's head; not needed for the built-in head.")
     ] = None,
 ) -> None:
-    """List every fault of a clip with file, frame and field. Exit code 2 when there are any.
+    """List every fault of a clip.
+
+    Each with file, frame and field. Exit code 2 when there are any.
 
     \b
     spatialavatar clip validate clips/anna --head flame2020.head.safetensors
@@ -157,7 +163,9 @@ def inspect(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier picture.")] = False,
 ) -> None:
-    """Draw mesh, landmarks, axes, face box and matte over some frames, to see whether the tracking is right.
+    """Draw a clip's tracking over some of its frames.
+
+    Mesh, landmarks, axes, face box and matte, to see whether they are right.
 
     \b
     spatialavatar clip inspect clips/anna --head flame2020.head.safetensors --frames 0,10,20 --out anna.png
@@ -169,7 +177,7 @@ def inspect(
     files.refuse_existing(out, force)
     chosen = None if frames is None else _numbers(frames, "--frames")
     opened = open_clip(clip)
-    shown = inspect_clip(opened, resolve_head(opened.head, head, clip, []), out, chosen)
+    shown = inspect_clip(opened, resolve_head(opened.head, head, clip, [opened.folder]), out, chosen)
     typer.echo(f"{out}: {len(shown)} frames")
 
 
@@ -187,7 +195,7 @@ def _find_head(clip: str) -> "HeadModel | None":
         say(f"{unchecked}; clip.json does not say which head it is, name one with --head")
         return None
     try:
-        return resolve_head(header.head, None, clip, [])
+        return resolve_head(header.head, None, clip, [clip_folder(clip)])
     except SpatialAvatarError as e:
         say(f"{unchecked}; {e}")
         return None

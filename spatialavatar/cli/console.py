@@ -1,8 +1,9 @@
 """What the commands share towards the user: progress, the device, finding the head of an artefact."""
 
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Protocol
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from spatialavatar.head import HeadModel, HeadReference
+    from spatialavatar.head.reference import FoundHead
 
 SECONDS_BETWEEN_LINES = 5.0  # of plain progress, where no terminal is
 
@@ -21,7 +23,7 @@ HeadOption = Annotated[
         "--head", metavar="FILE", help="Head file; needed when it is no longer where the avatar's maker had it."
     ),
 ]
-DeviceOption = Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu, or cuda.")]
+DeviceOption = Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu, cuda, or cuda:1.")]
 BackgroundOption = Annotated[str, typer.Option(help="Colour behind the head: white, black, or r,g,b in 0..1.")]
 
 
@@ -70,6 +72,37 @@ def say(message: str) -> None:
     print(message, file=sys.stderr)
 
 
+@contextmanager
+def clean_stop(unit: str) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM ask to stop; gives a function that tells whether they did. A second one interrupts at once.
+
+    ``unit`` names what is finished before: a step, an iteration.
+    """
+    requested = False
+
+    def request(*_: object) -> None:
+        nonlocal requested
+        if requested:
+            raise KeyboardInterrupt
+        requested = True
+        say(f"stopping after this {unit}, with a checkpoint (press again to stop at once)")
+
+    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: requested
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def one_of_resume_and_force(resume: bool, force: bool) -> None:
+    """Raises SpatialAvatarError for both."""
+    from spatialavatar.errors import SpatialAvatarError
+
+    if resume and force:
+        raise SpatialAvatarError("--resume goes on with a run, --force starts over: give one of them")
+
+
 def choose_device(name: str) -> "torch.device":
     """Raises SpatialAvatarError for a device that this machine does not have."""
     import torch
@@ -78,11 +111,17 @@ def choose_device(name: str) -> "torch.device":
 
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.split(":")[0] not in ("cpu", "cuda"):
-        raise SpatialAvatarError(f"--device {name}: expected auto, cpu or cuda")
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    kind, colon, index = name.partition(":")
+    if not (name == "cpu" or (kind == "cuda" and (not colon or (index.isascii() and index.isdigit())))):
+        raise SpatialAvatarError(f"--device {name}: expected auto, cpu, cuda, or cuda:1 for the second of several")
+    if name == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
         raise SpatialAvatarError(f"--device {name}: no CUDA device here; 'spatialavatar doctor' says why")
-    return torch.device(name)
+    count = torch.cuda.device_count()
+    if colon and int(index) >= count:
+        raise SpatialAvatarError(f"--device {name}: this machine has cuda:0" + (f"..{count - 1}" if count > 1 else ""))
+    return torch.device(f"cuda:{int(index)}" if colon else "cuda")
 
 
 def parse_background(text: str) -> "torch.Tensor":
@@ -102,10 +141,17 @@ def parse_background(text: str) -> "torch.Tensor":
 
 def resolve_head(reference: "HeadReference", given: str | None, what: str, hints: list[str]) -> "HeadModel":
     """The head of an artefact: the given file, which must be the right one, or wherever it is found."""
-    from spatialavatar.head import find_head, read_head
+    return locate_head(reference, given, what, hints).head
 
-    if given is not None:
-        head = read_head(given)
-        reference.require(head, what)
-        return head
-    return find_head(reference, what, hints)
+
+def locate_head(reference: "HeadReference", given: str | None, what: str, hints: list[str]) -> "FoundHead":
+    """The same, with where it lies."""
+    from spatialavatar.head import read_head
+    from spatialavatar.head.reference import FoundHead
+    from spatialavatar.head.reference import locate_head as search
+
+    if given is None:
+        return search(reference, what, hints)
+    head = read_head(given)
+    reference.require(head, what)
+    return FoundHead(head, given)

@@ -20,9 +20,14 @@ class Finding(NamedTuple):
 
 
 def doctor(json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
-    """Check this machine: torch, CUDA, gsplat and its kernels, the CPU splatter, ffmpeg, LPIPS weights.
+    """Say what this machine has and what it lacks.
 
-    Exits with 1 when something that every run needs is missing.
+    Looks at torch, CUDA, gsplat and its kernels, the CPU splatter, ffmpeg and LPIPS weights. Exits with 1 when
+    something that every run needs is missing.
+
+    \b
+    spatialavatar doctor
+    spatialavatar doctor --json
     """
     findings = [_python(), _torch(), _cuda(), _gsplat(), _cpu_splatter(), _ffmpeg(), _lpips()]
     if json:

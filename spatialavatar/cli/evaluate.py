@@ -44,7 +44,9 @@ def evaluate(
     device: DeviceOption = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
 ) -> None:
-    """Measure an avatar on held-out frames: PSNR, SSIM, LPIPS, MSE, aspect ratio, frames/s.
+    """Measure an avatar against frames of a clip.
+
+    PSNR, SSIM, LPIPS and MSE over the held-out frames, the largest aspect ratio, and frames per second.
 
     \b
     spatialavatar evaluate avatars/anna clips/anna --out metrics.json --sheet sheet.png
@@ -61,13 +63,15 @@ def evaluate(
         if target is not None:
             files.refuse_existing(target, force)
     subject = read_avatar(avatar)
-    model = resolve_head(subject.head, head, avatar, subject.head_hints(avatar))
+    footage = open_clip(clip)
+    model = resolve_head(subject.head, head, avatar, [*subject.head_hints(avatar), footage.folder])
     print_report(
         report(
             subject,
             model,
-            open_clip(clip),
+            footage,
             cast("Split", split),
+            folder=avatar,
             out=out,
             sheet=sheet,
             resolution=resolution,
@@ -84,6 +88,7 @@ def report(
     clip: "TrackedClip",
     split: "Split",
     *,
+    folder: str,
     out: str | None = None,
     sheet: str | None = None,
     resolution: int | None = None,
@@ -92,7 +97,7 @@ def report(
     device: "torch.device",
     limit: int | None = None,
 ) -> dict[str, Any]:
-    """Evaluate, write what is asked for, and return the report."""
+    """Evaluate the avatar of ``folder``, write what is asked for, and return the report."""
     import torch
 
     from spatialavatar import files
@@ -102,7 +107,7 @@ def report(
     from spatialavatar.evaluation.self_reenactment import compare, spread
     from spatialavatar.evaluation.self_reenactment import evaluate as measure
 
-    renderer = AvatarRenderer(avatar, head, device)
+    renderer = AvatarRenderer(avatar, head, device, folder)
     behind = background
     if behind is None:
         behind = torch.ones(3) if clip.matte_kind == "alpha" else torch.zeros(3)
@@ -134,10 +139,13 @@ def print_report(result: dict[str, Any]) -> None:
         return "-" if value is None else format(value, form)
 
     worst = result["worst_frame"]
-    print(f"{result['identity']} on {result['frames']} {result['split']} frames of {result['clip']}")
+    print(
+        f"{result['identity']} on {result['frames']} {result['split']} frames of {result['clip']} "
+        f"at {result['resolution']} pixels"
+    )
     print(f"  PSNR    {shown(result['psnr'], '.2f')} dB (worst {worst['psnr']:.2f} dB, frame {worst['instant']})")
     print(f"  SSIM    {shown(result['ssim'], '.4f')}")
     print(f"  LPIPS   {shown(result['lpips'], '.4f')}")
     print(f"  MSE     {shown(result['mse'], '.6f')}")
     print(f"  aspect  {result['max_aspect_ratio']:.2f} at most")
-    print(f"  speed   {result['frames_per_second']:.1f} frames/s at {result['resolution']} pixels")
+    print(f"  speed   {result['frames_per_second']:.1f} frames/s")

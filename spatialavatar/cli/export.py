@@ -17,58 +17,57 @@ def export(
     ] = None,
     driver: Annotated[
         str | None,
-        typer.Option(metavar="CLIP", help="Take the expression from this clip, not the reference frame."),
+        typer.Option(
+            metavar="CLIP|CLIP#T", help="Take the expression from this clip (for ply: a frame of it, else the first)."
+        ),
     ] = None,
-    frame: Annotated[
-        int | None, typer.Option(min=0, help="With --driver, for ply: which instant; 0 if absent.")
-    ] = None,
+    frame: Annotated[int | None, typer.Option(min=0, help="The same as CLIP#T: which instant of --driver.")] = None,
     head: HeadOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
-    """Write an avatar as a plain 3DGS PLY, or as a GaussianAvatars folder (heads of FLAME's topology only).
+    """Write an avatar for other programs.
 
-    A generated avatar goes out as it looks at its reference frame; 'spatialavatar avatar bake --at' takes another.
+    As a plain 3DGS PLY, or as a GaussianAvatars folder (heads of FLAME's topology only). A generated avatar goes out as
+    it looks at its reference frame; 'spatialavatar avatar bake --at' takes another.
 
     \b
     spatialavatar export avatars/anna --format ply --out anna.ply
+    spatialavatar export avatars/anna --driver clips/ben#12 --out anna_as_ben.ply
     spatialavatar export avatars/anna --format gaussian-avatars --driver clips/anna --out anna_ga
     """
     from spatialavatar import files
     from spatialavatar.avatar import AvatarRenderer, StaticAppearance, bake_at_reference, read_avatar
-    from spatialavatar.avatar.animate import orbit_camera, still
+    from spatialavatar.avatar.animate import still
     from spatialavatar.avatar.avatar import GAUSSIAN_AVATARS, PLY
     from spatialavatar.avatar.export import write_gaussian_avatars, write_ply
     from spatialavatar.avatar.export.gaussian_avatars import require_flame
-    from spatialavatar.clip import open_clip
+    from spatialavatar.avatar.frame_name import parse_frame_name
+    from spatialavatar.clip import FrameIndex, open_clip
     from spatialavatar.errors import SpatialAvatarError
 
     if format not in FORMATS:
         raise SpatialAvatarError(f"--format {format}: expected one of {', '.join(FORMATS)}")
-    if frame is not None and (driver is None or format != "ply"):
-        raise SpatialAvatarError(f"--frame {frame}: names an instant of --driver, for --format ply")
+    footage, named = (None, None) if driver is None else parse_frame_name(driver)
+    if frame is not None and (footage is None or named is not None or format != "ply"):
+        raise SpatialAvatarError(f"--frame {frame}: names an instant of --driver CLIP, for --format ply")
+    if named is not None and format != "ply":
+        raise SpatialAvatarError(f"--driver {driver}: a {format} export plays a whole clip; leave out #{named.instant}")
     subject = read_avatar(avatar)
-    model = resolve_head(subject.head, head, avatar, subject.head_hints(avatar))
+    clip = None if footage is None else open_clip(footage)
+    hints = subject.head_hints(avatar) + ([] if clip is None else [clip.folder])
+    model = resolve_head(subject.head, head, avatar, hints)
     subject = bake_at_reference(subject, model, "cpu", avatar)
     assert isinstance(subject.appearance, StaticAppearance)
     renderer = AvatarRenderer(subject, model, "cpu", avatar)
     params = subject.reference_params
-    if driver is not None:
-        clip = open_clip(driver)
+    if clip is not None:
         clip.require_head(model)
-        if format == "ply":
-            instant = frame or 0
-            if instant >= clip.instants:
-                raise SpatialAvatarError(f"--frame {frame}: {driver} has frames 0..{clip.instants - 1}")
-            params = clip.params[instant]
-        else:
-            params = clip.params
+        params = clip.params_at(named or FrameIndex(frame or 0, 0)) if format == "ply" else clip.params
     comments = [f"SpatialAvatar {subject.identity}", subject.licence_note]
     if format == "ply":
         target = out or files.join(avatar, PLY)
         files.refuse_existing(target, force)
-        rest = still(params)
-        world = renderer.world(rest, orbit_camera(model(rest)[0], 1, 512))
-        write_ply(target, world, comments)
+        write_ply(target, renderer.posed(subject.appearance.gaussians, still(params)), comments)
     else:
         require_flame(model)
         target = out or files.join(avatar, GAUSSIAN_AVATARS)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Head models: convert one of others, generate the built-in one, inspect.")
+app = typer.Typer(no_args_is_help=True, help="Head models: convert, generate, show what they are.")
 
 Out = Annotated[str, typer.Option("--out", "-o", metavar="FILE", help="The head file to write, *.head.safetensors.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite --out even when it is another head or no head.")]
@@ -30,7 +30,9 @@ def convert(
     ] = None,
     force: Force = False,
 ) -> None:
-    """Convert a FLAME pickle, the ICT archive or an ICT-FaceKit checkout.
+    """Convert a FLAME or ICT head model.
+
+    From a FLAME pickle, the ICT archive or an ICT-FaceKit checkout.
 
     \b
     spatialavatar head convert generic_model.pkl --uv head_template.obj --out flame2020.head.safetensors
@@ -49,7 +51,7 @@ def convert(
 
 @app.command()
 def generate(out: Out, force: Force = False) -> None:
-    """Make the built-in stand-in head, which needs no download.
+    """Make the built-in head, which needs no download.
 
     \b
     spatialavatar head generate --out builtin.head.safetensors
@@ -68,7 +70,7 @@ def info(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A head file.")],
     json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Show what a head file holds, its licence and its attribution.
+    """Show what a head file holds, and its licence.
 
     \b
     spatialavatar head info ict.head.safetensors

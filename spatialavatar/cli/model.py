@@ -30,14 +30,19 @@ def summary(
         str | None,
         typer.Option(metavar="CKPT", help="A training run, one of its checkpoints, or generator.safetensors."),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Samples of a training step; the configuration's.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Samples of a training step; the configuration's.")
+    ] = None,
     sources: Annotated[int, typer.Option(min=1, help="Portraits of each person, K.")] = 1,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="With --config: any other value.")
     ] = None,
+    ops: Annotated[bool, typer.Option("--ops", help="Name the operations that the FLOPs leave out.")] = False,
     head: HeadOption = None,
 ) -> None:
-    """Parameters, FLOPs and expected memory of a generator, by module. Needs no weights and no network.
+    """Parameters, FLOPs and memory of a generator.
+
+    By module. Needs no weights and no network.
 
     \b
     spatialavatar model summary --config configs/phase1.yaml
@@ -67,27 +72,41 @@ def summary(
         hints = [training.head] if training is not None and training.head is not None else []
         architecture, model = facts.config, resolve_head(facts.head, head, checkpoint, hints)
         say(f"{checkpoint}: generator {facts.hash[:12]}, {_origin(facts.training)}")
-    if training is not None and batch_size is not None:
+    if batch_size is not None:
+        if training is None:
+            raise SpatialAvatarError(
+                f"--batch-size {batch_size}: {checkpoint} lies outside its training run, so nothing says what training "
+                "takes; name the run, or give --config"
+            )
         training = training.model_copy(update={"batch_size": batch_size})
-    print(table(summarize(Generator(architecture, model, pretrained=False), sources, training)))
+    print(table(summarize(Generator(architecture, model, pretrained=False), sources, training), ops))
 
 
 def _training_of(checkpoint: str) -> "TrainConfig | None":
     """The configuration that a checkpoint was trained with; None beside a file that was taken out of its run."""
     from spatialavatar import files
+    from spatialavatar.errors import SpatialAvatarError
     from spatialavatar.generator.checkpoint import COMPLETE, find_generator
     from spatialavatar.training.config import TrainConfig
 
     record = files.join(find_generator(checkpoint).rpartition("/")[0] or ".", COMPLETE)
-    return TrainConfig.model_validate(files.read_json(record)["config"]) if files.exists(record) else None
+    if not files.exists(record):
+        return None
+    try:
+        return TrainConfig.model_validate(files.read_json(record)["config"])
+    except (ValueError, KeyError, TypeError) as e:
+        reason = " ".join(str(e).split())[:200]
+        raise SpatialAvatarError(
+            f"{record}: holds no configuration that this program reads ({reason}); use the program that wrote it"
+        ) from None
 
 
 def _origin(training: dict[str, object]) -> str:
     return f"phase {training.get('phase', '?')}, step {training.get('step', '?')}"
 
 
-def table(found: "Summary") -> str:
-    """The summary as lines of text."""
+def table(found: "Summary", ops: bool = False) -> str:
+    """The summary as lines of text; with ``ops`` what fvcore has no rule for, by name."""
     rows = [("module", "parameters", "trained", "GFLOPs", "kept MiB", "output")]
     for part in found.parts:
         rows.append(
@@ -110,8 +129,9 @@ def table(found: "Summary") -> str:
     ]
     lines.append("")
     lines.append(f"{found.gaussians:,} Gaussians; one person of {found.sources} source(s)")
-    lines.append("FLOPs: fvcore's count, a multiply-add once")
-    if found.uncounted:
+    rest = f"; {len(found.uncounted)} kinds of operations are not counted (--ops)" if found.uncounted else ""
+    lines.append(f"FLOPs: fvcore's count, a multiply-add once{'' if ops else rest}")
+    if found.uncounted and ops:
         lines += textwrap.wrap(f"not counted: {', '.join(found.uncounted)}", WIDTH, subsequent_indent="  ")
     if found.training is not None:
         lines.append("kept: what one training sample keeps for the backward pass")

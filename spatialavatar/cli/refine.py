@@ -1,11 +1,18 @@
 """``spatialavatar refine``: a tracked clip becomes an avatar."""
 
-import signal
 from typing import Annotated
 
 import typer
 
-from spatialavatar.cli.console import DeviceOption, choose_device, progress, resolve_head, say
+from spatialavatar.cli.console import (
+    DeviceOption,
+    choose_device,
+    clean_stop,
+    locate_head,
+    one_of_resume_and_force,
+    progress,
+    say,
+)
 
 EVALUATED_TRAINING_FRAMES = 20  # of a clip without held-out frames
 
@@ -61,83 +68,77 @@ def refine(
     spatialavatar refine clips/anna --head builtin.head.safetensors --out quick --resolution 256 \\
         --uv-resolution 128 --iterations 2000 --set anti_spike.aspect_tau=0.7
     """
+    from spatialavatar import files
+    from spatialavatar.avatar.avatar import MANIFEST
+    from spatialavatar.avatar.folder import METRICS, claim_folder, is_finished
     from spatialavatar.avatar.reconstruct import load_generator
     from spatialavatar.clip import open_clip
     from spatialavatar.config import load_config
     from spatialavatar.errors import SpatialAvatarError
     from spatialavatar.refine import (
-        METRICS,
         Progress,
         RefineConfig,
         Start,
         StopRefinement,
         avatar_start,
-        claim_folder,
         generator_start,
-        is_finished,
         refine_clip,
         template_start,
     )
 
+    one_of_resume_and_force(resume, force)
     if (init == "generator") != (checkpoint is not None):
         raise SpatialAvatarError("--init generator and --checkpoint CKPT go together: give both or neither")
     if init != "generator" and (k is not None or encoder_weights is not None):
         raise SpatialAvatarError("--k and --encoder-weights are for --init generator")
+    if init not in ("template", "generator") and not files.exists(files.join(init, MANIFEST)):
+        raise SpatialAvatarError(
+            f"--init {init}: expected template, generator or an avatar's folder; {init} holds no {MANIFEST}"
+        )
     shortcuts = {"iterations": iterations, "resolution": resolution, "uv_resolution": uv_resolution}
-    overrides = [f"{key}={value}" for key, value in shortcuts.items() if value is not None]
-    settings = load_config(RefineConfig, config, [*(set_ or []), *overrides])
+    overrides = [*(set_ or []), *(f"{key}={value}" for key, value in shortcuts.items() if value is not None)]
+    settings = load_config(RefineConfig, config, overrides)
     where = choose_device(device)
     footage = open_clip(clip)
-    model = resolve_head(footage.head, head, clip, [footage.folder])
-    if resume and not force and is_finished(out):
+    found = locate_head(footage.head, head, clip, [footage.folder])
+    model = found.head
+    if resume and is_finished(out):
         say(f"{out}: already finished; replace it with --force")
         return
-    claim_folder(out, resume, force)
+    claim_folder(out, force, resume=resume)
     start: Start
     if init == "template":
         start = template_start(model, settings.uv_resolution)
     elif init == "generator":
-        generation = load_generator(str(checkpoint), model, where, encoder_weights)
-        start = generator_start(footage, model, generation, k or 4, settings.seed)
-        del generation
+        loaded = load_generator(str(checkpoint), model, where, encoder_weights)
+        start = generator_start(footage, model, loaded, k or 4, settings.seed)
+        del loaded
     else:
         start = avatar_start(init, model, where)
-    if uv_resolution not in (None, start.layout.resolution):
+    asked = any(override.partition("=")[0] == "uv_resolution" for override in overrides)
+    if asked and settings.uv_resolution != start.layout.resolution:
         raise SpatialAvatarError(
-            f"--uv-resolution {uv_resolution}: {init} has {start.layout.resolution}, "
+            f"uv_resolution {settings.uv_resolution}: {init} has {start.layout.resolution}, "
             "and a layout never changes; leave the option out"
         )
     settings = settings.model_copy(update={"uv_resolution": start.layout.resolution})
     say(_plan(footage, start.layout.count, start.origin, settings.iterations, str(where)))
-
-    stop = False
-
-    def request_stop(*_: object) -> None:
-        nonlocal stop
-        if stop:
-            raise KeyboardInterrupt
-        stop = True
-        say("stopping after this iteration, with a checkpoint (press again to stop at once)")
-
-    previous = signal.signal(signal.SIGINT, request_stop)
     try:
-        with progress("refining", settings.iterations) as update:
+        with clean_stop("iteration") as stop_requested, progress("refining", settings.iterations) as update:
 
             def observe(state: Progress) -> None:
                 note = f"loss {state.latest['loss']:.4f}" if state.latest else ""
                 update(state.iteration, note)
-                if stop:
+                if stop_requested():
                     raise StopRefinement
 
             avatar = refine_clip(
-                footage, model, start, settings, out, head_file=head, device=where, resume=resume, force=force,
+                footage, model, start, settings, out, head_file=found.file, device=where, resume=resume, force=force,
                 observe=observe,
             )  # fmt: skip
     except StopRefinement:
         say(f"stopped; go on with the same command and --resume (checkpoint in {out})")
         raise typer.Exit(130) from None
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
     trained = avatar.provenance["metrics"]
     say(f"{trained['iterations']} iterations in {trained['seconds']:.1f} s -> {out}")
@@ -146,9 +147,11 @@ def refine(
 
         target = f"{out}/{METRICS}"
         if footage.split("test"):
-            result = report(avatar, model, footage, "test", out=target, device=where)
+            result = report(avatar, model, footage, "test", folder=out, out=target, device=where)
         else:
-            result = report(avatar, model, footage, "train", out=target, device=where, limit=EVALUATED_TRAINING_FRAMES)
+            result = report(
+                avatar, model, footage, "train", folder=out, out=target, device=where, limit=EVALUATED_TRAINING_FRAMES
+            )
         print_report(result)
 
 

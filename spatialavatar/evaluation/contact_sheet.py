@@ -1,16 +1,21 @@
-"""A picture of the comparison: rows of frames, columns target | avatar | error, other avatars before it."""
+"""Pictures to look at: target | avatar | error by frames, and what a generator made of its sources."""
 
 from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from spatialavatar.avatar import AvatarRenderer
+from spatialavatar.avatar.animate import orbit_camera, still
 from spatialavatar.evaluation.metrics import psnr
 from spatialavatar.evaluation.self_reenactment import Comparison
+from spatialavatar.generator.sources import Sources
 
 ERROR_GAIN = 4.0  # the error column shows the mean absolute difference times this, through a heat map
+OTHER_VIEWS = (0, 1, 2, 6)  # eighths of the orbit that a preview shows: front, three quarters, either side
 _TITLE = 26  # pixels above each picture
 
 
@@ -33,6 +38,25 @@ def contact_sheet(
         ]
         rows.append(np.concatenate(cells, 1))
     return np.concatenate(rows, 0)
+
+
+def preview_sheet(renderer: AvatarRenderer, sources: Sources) -> UInt8[np.ndarray, "H W 3"]:
+    """Three rows on black: one person's sources as the generator saw them, the avatar from there and from elsewhere."""
+    black = torch.zeros(3)
+    own = renderer.avatar
+    rest = renderer.head(renderer.head.neutral().with_identity(own.shape, own.static_offset))[0]
+    orbit = orbit_camera(rest, 8, sources.camera.width)
+    seen = [titled(to_bytes(image.movedim(0, -1)), f"source {i + 1}") for i, image in enumerate(sources.images[0])]
+    again = [
+        titled(to_bytes(renderer.image(sources.params[i], sources.camera[i], black)[0]), f"avatar at source {i + 1}")
+        for i in range(len(seen))
+    ]
+    posed = still(own.reference_params)
+    around = [titled(to_bytes(renderer.image(posed, orbit[i], black)[0]), "another view") for i in OTHER_VIEWS]
+    rows = [np.concatenate(cells, 1) for cells in (seen, again, around)]
+    widest = max(row.shape[1] for row in rows)
+    padded = [np.pad(row, ((0, 0), (0, widest - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
+    return np.concatenate(padded, 0)
 
 
 def _shown(c: Comparison, name: str) -> UInt8[np.ndarray, "H W 3"]:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError
@@ -43,7 +44,17 @@ def builtin_head() -> HeadModel:
     return head_from_arrays(*generate_head())
 
 
+class FoundHead(NamedTuple):
+    head: HeadModel
+    file: str | None  # where it lies; None for the built-in one, which needs no file
+
+
 def find_head(reference: HeadReference, what: str, places: Iterable[files.Location] = ()) -> HeadModel:
+    """``locate_head``, without where."""
+    return locate_head(reference, what, places).head
+
+
+def locate_head(reference: HeadReference, what: str, places: Iterable[files.Location] = ()) -> FoundHead:
     """The head that ``what`` was made with, recognised by its hash.
 
     Looks at ``places`` (head files, or folders that hold some), then in the folders of SPATIALAVATAR_HEADS, then at
@@ -59,13 +70,13 @@ def find_head(reference: HeadReference, what: str, places: Iterable[files.Locati
                 continue
             try:
                 if files.read_tensor_metadata(candidate).get("hash") == reference.hash:
-                    return read_head(candidate)
+                    return FoundHead(read_head(candidate), candidate)
             except SpatialAvatarError:
                 damaged.append(candidate)
     if reference.id.startswith("builtin"):
         head = builtin_head()
         if head.content_hash == reference.hash:
-            return head
+            return FoundHead(head, None)
     looked = ", ".join(searched) or "no folder"
     if damaged:
         looked += f"; passed over, not readable: {', '.join(damaged)}"

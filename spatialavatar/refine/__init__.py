@@ -3,22 +3,11 @@
 from spatialavatar.avatar.reference_frame import mouth_openness, reference_frame
 from spatialavatar.refine.config import AntiSpike, LearningRates, RefineConfig
 from spatialavatar.refine.loop import Refinement, StepTerms
-from spatialavatar.refine.run import (
-    METRICS,
-    Progress,
-    Start,
-    StopRefinement,
-    avatar_start,
-    claim_folder,
-    generator_start,
-    is_finished,
-    refine_clip,
-    template_start,
-)
+from spatialavatar.refine.run import Progress, StopRefinement, refine_clip
+from spatialavatar.refine.start import Start, avatar_start, generator_start, template_start
 from spatialavatar.refine.subject import Subject
 
 __all__ = [
-    "METRICS",
     "AntiSpike",
     "LearningRates",
     "Progress",
@@ -29,9 +18,7 @@ __all__ = [
     "StopRefinement",
     "Subject",
     "avatar_start",
-    "claim_folder",
     "generator_start",
-    "is_finished",
     "mouth_openness",
     "reference_frame",
     "refine_clip",

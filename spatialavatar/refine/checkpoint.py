@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from spatialavatar import files
+from spatialavatar.avatar.folder import CHECKPOINT as FILE
+from spatialavatar.avatar.folder import CHECKPOINT_FORMAT as FORMAT
 from spatialavatar.errors import SpatialAvatarError
 
-FILE = "checkpoint.safetensors"
-FORMAT = "spatialavatar-refine-checkpoint"
 VERSION = 1
 
 
@@ -19,7 +19,7 @@ VERSION = 1
 class Checkpoint:
     tensors: dict[str, Tensor]  # Refinement.state()
     iteration: int
-    inputs: dict[str, Any]  # what a resumed run must find unchanged: config, clip, head, layout
+    inputs: dict[str, Any]  # what a resumed run must find unchanged: config, clip, head, layout, start
     seconds: float  # spent optimising so far
     window: list[list[float]]  # loss terms since the last line of the log
 

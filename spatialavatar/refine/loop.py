@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spatialavatar.avatar.rendering import in_rgb
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head import HeadModel, UVLayout
 from spatialavatar.losses.aspect import aspect_loss
@@ -144,7 +145,8 @@ class Refinement:
         return all(bool(torch.isfinite(tensor).all()) for p in self.parameters for tensor in p.values())
 
     def _world(self, views: Sequence[TrainingView]) -> WorldGaussians:
-        local = LocalGaussians.cat([to_gaussians(p, self._rest_scale) for p in self.parameters])
+        """What the loss sees: channels beyond RGB take no part."""
+        local = LocalGaussians.cat([in_rgb(to_gaussians(p, self._rest_scale)) for p in self.parameters])
         return bind(local, torch.cat([v.vertices for v in views]), self._faces, self._face_index)
 
     def _background(self, subject: Subject, iteration: int) -> Tensor:

@@ -11,89 +11,20 @@ from typing import Any
 import torch
 
 from spatialavatar import files
-from spatialavatar.avatar import (
-    Avatar,
-    StaticAppearance,
-    bake_at_reference,
-    licence_note,
-    read_avatar,
-    write_avatar,
-)
-from spatialavatar.avatar.avatar import FEATURES, GAUSSIAN_AVATARS, GAUSSIANS, MANIFEST, PLY
-from spatialavatar.avatar.reconstruct import Generation, choose_frames, look_at, reconstruct, with_a_face
+from spatialavatar.avatar import Avatar, StaticAppearance, licence_note, write_avatar
+from spatialavatar.avatar.folder import LOG, claim_folder, clear_folder, clear_partial
 from spatialavatar.avatar.reference_frame import reference_frame
-from spatialavatar.clip import FrameIndex, TrackedClip
+from spatialavatar.clip import TrackedClip
 from spatialavatar.errors import SpatialAvatarError
-from spatialavatar.head import HeadModel, HeadReference, UVLayout, build_layout, texel_spacing
+from spatialavatar.head import HeadModel, HeadReference
 from spatialavatar.refine import checkpoint as checkpoints
 from spatialavatar.refine.checkpoint import Checkpoint
 from spatialavatar.refine.config import RefineConfig
 from spatialavatar.refine.loop import TERM_NAMES, Refinement, StepTerms
+from spatialavatar.refine.start import Start
 from spatialavatar.refine.subject import Subject
-from spatialavatar.splat.gaussians import LocalGaussians
-from spatialavatar.splat.template_skin import template_skin
 
-LOG = "refine.jsonl"
-METRICS = "metrics.json"  # written after the run by whoever measures the avatar
-SECONDS_BETWEEN_LOGS = 1.0  # at least: a file on a store is written whole
-
-
-@dataclass(frozen=True)
-class Start:
-    """The avatar that a refinement starts from, and what to call it."""
-
-    gaussians: LocalGaussians
-    layout: UVLayout
-    origin: str
-    licence_note: str = ""  # of the avatar that it was
-
-
-def template_start(head: HeadModel, uv_resolution: int, channels: int = 3) -> Start:
-    layout = build_layout(head, uv_resolution).to(head.template.device)
-    skin = template_skin(
-        head.template, head.faces, layout.face_index, layout.barycentric, texel_spacing(head, layout), channels
-    )
-    return Start(skin, layout, "template")
-
-
-def avatar_start(folder: files.Location, head: HeadModel, device: torch.device | str = "cpu") -> Start:
-    """Another avatar's Gaussians and layout; a generated one's are those of its reference frame.
-
-    Raises SpatialAvatarError when it belongs to another head.
-    """
-    avatar = read_avatar(folder)
-    return _start(avatar, head, device, f"avatar {avatar.identity}", str(folder))
-
-
-def generator_start(
-    clip: TrackedClip, head: HeadModel, generation: Generation, sources: int = 4, seed: int = 0
-) -> Start:
-    """What a generator makes of the clip: source 0, view and condition are the training frames' reference frame's.
-
-    Further sources are training frames far from it and from each other. Raises SpatialAvatarError when no training
-    frame shows the face.
-    """
-    clip.require_head(head)
-    shown = with_a_face(clip, head)
-    instants = sorted({frame.instant for frame in shown})
-    quietest = instants[reference_frame(head, clip.params[instants], seed)]
-    first = max((frame for frame in shown if frame.instant == quietest), key=lambda frame: shown[frame])
-    frames = choose_frames(clip, head, shown, sources, first)
-    portraits = look_at(frames, head, generation.generator.config.encoder.image_size)
-    avatar = reconstruct(generation, portraits, reference=0)
-    names = ", ".join(_frame(source.index, clip) for source in portraits.frames)
-    origin = f"generator {generation.facts.hash[:12]} from frames {names}"
-    return _start(avatar, head, generation.device, origin, clip.folder)
-
-
-def _start(avatar: Avatar, head: HeadModel, device: torch.device | str, origin: str, what: str) -> Start:
-    static = bake_at_reference(avatar, head, device, what).appearance
-    assert isinstance(static, StaticAppearance)
-    return Start(static.gaussians, avatar.layout(head, what), origin, avatar.licence_note)
-
-
-def _frame(index: FrameIndex, clip: TrackedClip) -> str:
-    return f"{index.instant} (camera {index.camera})" if clip.cameras > 1 else str(index.instant)
+SECONDS_BETWEEN_LOG_WRITES = 1.0  # at least: a file on a store is written whole
 
 
 class StopRefinement(Exception):
@@ -142,20 +73,17 @@ def refine_clip(
         "clip": _clip_facts(clip),
         "head": HeadReference.of(head).hash,
         "layout": start.layout.fingerprint,
-        "start": start.origin,
+        "start": {"origin": start.origin, "gaussians": start.fingerprint[:16]},
     }
-    claim_folder(out, resume, force)  # deletes nothing: what is replaced goes when all input has proved sound
+    claim_folder(out, force, resume=resume)  # deletes nothing: what is replaced goes when all input has proved sound
     layout = start.layout.to(device)
     refinement = Refinement([subject], head, layout, start.gaussians.to(device), config)
     run = _Run(refinement, out, inputs, observe)
-    for name in files.list_folder(out):
-        if _is_partial(name):
-            files.remove(files.join(out, name))
+    clear_partial(out)
     if resume and files.exists(files.join(out, checkpoints.FILE)):
         run.resume()
     else:
-        for stale in (checkpoints.FILE, LOG, METRICS, PLY, GAUSSIAN_AVATARS):
-            files.remove(files.join(out, stale))
+        clear_folder(out)
     try:
         run.go()
     except StopRefinement:
@@ -176,6 +104,7 @@ def refine_clip(
         provenance={
             "head_file": None if head_file is None else files.relative(head_file, out),
             "start": start.origin,
+            "started_from": {"gaussians": start.fingerprint, **start.provenance},
             "config": inputs["config"],
             "clip": {
                 "identity": clip.identity,
@@ -266,7 +195,7 @@ class _Run:
         line["seconds"] = round(self.seconds, 3)
         self._log_lines.append(json.dumps(line, allow_nan=False))
         if (
-            self._since - self._log_written > SECONDS_BETWEEN_LOGS
+            self._since - self._log_written > SECONDS_BETWEEN_LOG_WRITES
             or self.refinement.iteration == self.refinement.config.iterations
         ):
             self._write_log()
@@ -313,28 +242,3 @@ def _peak_memory_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
-
-
-def claim_folder(out: files.Location, resume: bool = False, force: bool = False) -> None:
-    """Raises SpatialAvatarError when ``out`` holds what this run must not replace."""
-    names = files.list_folder(out)
-    if MANIFEST in names and not force and not (resume and checkpoints.FILE in names):
-        raise SpatialAvatarError(f"{out}: holds a finished avatar; name another folder, or replace it with --force")
-    if checkpoints.FILE in names and not (resume or force):
-        raise SpatialAvatarError(
-            f"{out}: holds an unfinished refinement; go on with --resume, or start over with --force"
-        )
-    # nothing but what a run leaves that was killed before it could finish
-    begun = all(name in (LOG, GAUSSIANS, FEATURES, checkpoints.FILE) or _is_partial(name) for name in names)
-    files.claim_output_folder(out, MANIFEST, force or begun)
-
-
-def is_finished(out: files.Location) -> bool:
-    names = files.list_folder(out)
-    return MANIFEST in names and checkpoints.FILE not in names
-
-
-def _is_partial(name: str) -> bool:
-    """Whether a write of ours was killed and left this."""
-    own = (LOG, GAUSSIANS, FEATURES, MANIFEST, checkpoints.FILE)
-    return name.endswith(files.TEMPORARY) and any(name.startswith(f".{file}.") for file in own)

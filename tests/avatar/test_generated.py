@@ -18,17 +18,9 @@ from spatialavatar.avatar import (
     read_avatar,
     write_avatar,
 )
-from spatialavatar.avatar.reconstruct import (
-    Generation,
-    SourceFrame,
-    choose_frames,
-    face_in_view,
-    load_generator,
-    look_at,
-    reconstruct,
-    with_a_face,
-)
+from spatialavatar.avatar.reconstruct import LoadedGenerator, load_generator, look_at, reconstruct
 from spatialavatar.avatar.reference_frame import mouth_openness
+from spatialavatar.avatar.source_frames import SourceFrame, choose_frames, face_in_view, with_a_face
 from spatialavatar.clip import FrameIndex, TrackedClip
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.generator.checkpoint import write_generator
@@ -45,7 +37,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> TrackedClip:
     return tiny_clip(tmp_path_factory.mktemp("clips") / "ann", instants=5, width=40, height=32, test_from=4)
 
 
-def generation(folder: Path, awake: bool = True, **changes) -> Generation:  # type: ignore[no-untyped-def]
+def generation(folder: Path, awake: bool = True, **changes) -> LoadedGenerator:  # type: ignore[no-untyped-def]
     generator = tiny_generator(tiny_head(), **changes)
     where = folder / "g" / "generator.safetensors"
     write_generator(where, awaken(generator) if awake else generator, {"licence": "made up"})
@@ -252,6 +244,19 @@ def turned(yaw: list[float], **changes) -> dict[str, object]:  # type: ignore[no
     return {"instants": len(yaw), "params": replace(params, global_rotation=rotation, translation=still), **changes}
 
 
+def with_mouth(arguments: dict[str, object], jaw: list[float]) -> dict[str, object]:
+    """The same clip with the jaw open by these angles, and no expression."""
+    params = arguments["params"]
+    assert isinstance(params, HeadParams)
+    opened = torch.zeros_like(params.jaw)
+    opened[:, 0] = torch.tensor(jaw)
+    return {**arguments, "params": replace(params, jaw=opened, expression=torch.zeros_like(params.expression))}
+
+
+def instants(clip: TrackedClip, count: int, seed: int = 0) -> list[int]:
+    return [frame.index.instant for frame in choose_frames(clip, tiny_head(), count, IMAGE_SIZE, seed)]
+
+
 def test_face_in_view_falls_as_the_head_turns_away(tmp_path: Path) -> None:
     clip = tiny_clip(tmp_path / "clip", **turned([0.0, 1.0, 1.6, 2.4, 3.14, -1.0]))  # type: ignore[arg-type]
     shares = face_in_view(clip, tiny_head(), clip.split("all"))
@@ -262,16 +267,36 @@ def test_face_in_view_falls_as_the_head_turns_away(tmp_path: Path) -> None:
 
 def test_chosen_frames_are_far_apart_and_show_the_face(tmp_path: Path) -> None:
     yaw = [0.3, -0.1, 0.02, 0.9, -0.8, 3.0, 0.5]
-    clip = tiny_clip(tmp_path / "clip", **turned(yaw))  # type: ignore[arg-type]
-    head = tiny_head()
-    shown = with_a_face(clip, head)
+    clip = tiny_clip(tmp_path / "clip", **with_mouth(turned(yaw), [0.3, 0.2, 0.1, 0.2, 0.3, 0.05, 0.4]))  # type: ignore[arg-type]
+    shown = with_a_face(clip, tiny_head())
     assert FrameIndex(5, 0) not in shown and len(shown) == 6
-    chosen = [frame.index.instant for frame in choose_frames(clip, head, shown, 3, FrameIndex(2, 0))]
-    assert chosen == [2, 3, 4]
-    assert [frame.index.instant for frame in choose_frames(clip, head, shown, 9, FrameIndex(2, 0))][:4] == [2, 3, 4, 6]
-    assert len(choose_frames(clip, head, shown, 9)) == 6
-    most = max(shown.values())
-    assert shown[choose_frames(clip, head, shown, 1)[0].index] == most
+    assert instants(clip, 3) == [2, 3, 4], "the most closed mouth that shows the face first"
+    assert instants(clip, 9)[:4] == [2, 3, 4, 6] and len(instants(clip, 9)) == 6
+    quiet = tiny_clip(tmp_path / "quiet", **with_mouth(turned(yaw), [0.0] * 7))  # type: ignore[arg-type]
+    assert {instants(quiet, 1, seed)[0] for seed in range(60)} == {0, 1, 2, 3, 4, 6}, "seeded below the noise"
+
+
+def test_empty_frames_are_passed_over(tmp_path: Path) -> None:
+    import numpy as np
+
+    def frames(instant: int, camera: int):  # type: ignore[no-untyped-def]
+        matte, region = np.full((24, 32), 255, np.uint8), np.full((24, 32), 255, np.uint8)
+        if instant == 2:
+            matte[:] = 0
+        if instant == 3:
+            matte[:, 16:], region[:, :16] = 0, 0  # the person is where nothing counts
+        return np.full((24, 32, 3), 99, np.uint8), matte, region
+
+    arguments = with_mouth(turned([0.3, -0.1, 0.02, 0.9, -0.8]), [0.3, 0.2, 0.1, 0.2, 0.3])
+    clip = tiny_clip(tmp_path / "clip", frames=frames, **arguments)  # type: ignore[arg-type]
+    assert instants(clip, 4) == [1, 4, 0]
+    look_at(choose_frames(clip, tiny_head(), 4, IMAGE_SIZE), tiny_head(), IMAGE_SIZE)
+    for instant in (2, 3):
+        with pytest.raises(SpatialAvatarError, match=rf"#{instant}: no face in view \(its matte is empty"):
+            look_at([SourceFrame(clip, FrameIndex(instant, 0))], tiny_head(), IMAGE_SIZE)
+    none = tiny_clip(tmp_path / "none", frames=lambda t, c: frames(2, c), **arguments)  # type: ignore[arg-type]
+    with pytest.raises(SpatialAvatarError, match="the matte is empty in every training frame"):
+        choose_frames(none, tiny_head(), 4, IMAGE_SIZE)
 
 
 def test_sources_that_cannot_be_used(tmp_path: Path, clip: TrackedClip) -> None:
@@ -298,16 +323,13 @@ def test_sources_that_cannot_be_used(tmp_path: Path, clip: TrackedClip) -> None:
         return np.full((24, 32, 3), 99, np.uint8), np.full((24, 32), 0 if instant else 255, np.uint8), None
 
     blank = tiny_clip(tmp_path / "blank", instants=2, frames=empty, has_region=False)
-    fails(blank, r"blank#1: no face in view \(its matte is empty\)")
+    fails(blank, r"blank#1: no face in view \(its matte is empty")
 
 
 def test_refinement_starts_from_the_generator(tmp_path: Path) -> None:
-    jaw = torch.zeros(6, 3)
-    jaw[:, 0] = torch.tensor([0.3, 0.2, 0.05, 0.2, 0.3, 0.01])  # the most closed of all is held out
-    arguments = turned([0.4, -0.5, 0.0, 0.7, 0.2, 0.1], test_from=5, width=32, height=32)
-    params = arguments["params"]
-    assert isinstance(params, HeadParams)
-    arguments["params"] = replace(params, jaw=jaw, expression=torch.zeros_like(params.expression))
+    # the most closed of all is held out
+    jaw = [0.3, 0.2, 0.05, 0.2, 0.3, 0.01]
+    arguments = with_mouth(turned([0.4, -0.5, 0.0, 0.7, 0.2, 0.1], test_from=5, width=32, height=32), jaw)
     clip = tiny_clip(tmp_path / "clip", **arguments)  # type: ignore[arg-type]
     made = generation(tmp_path, decoder={"color_channels": 5})
     start = generator_start(clip, tiny_head(), made, 2)
@@ -322,6 +344,9 @@ def test_refinement_starts_from_the_generator(tmp_path: Path) -> None:
     config = RefineConfig(iterations=3, resolution=32, uv_resolution=32)
     refined = refine_clip(clip, tiny_head(), start, config, tmp_path / "out")
     assert refined.kind == "static" and refined.provenance["start"] == start.origin
+    started = refined.provenance["started_from"]
+    assert started["generator"] == {"hash": made.facts.hash, "training": made.facts.training}
+    assert started["clip"]["frames"] == [source.name for source in sources]
     assert isinstance(refined.appearance, StaticAppearance)
     color = refined.appearance.gaussians.color
     assert color.shape[-1] == 5 and color[..., :3].min() >= 0 and color[..., :3].max() <= 1

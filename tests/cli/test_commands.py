@@ -224,7 +224,7 @@ def test_refine_goes_on_from_another_avatar(world: World, run, tmp_path: Path) -
         (["animate", "{avatar}", "--out", "{tmp}/x.mp4", "--camera", "orbit", "--resolution", "0"], "--resolution"),
         (["export", "{avatar}", "--frame", "1"], "names an instant of --driver"),
         (["export", "{avatar}", "--format", "usd"], "expected one of ply, gaussian-avatars"),
-        (["export", "{avatar}", "--driver", "{driver}", "--frame", "3", "--out", "{tmp}/x.ply"], "frames 0..2"),
+        (["export", "{avatar}", "--driver", "{driver}", "--frame", "3", "--out", "{tmp}/x.ply"], "instants 0..2"),
     ],
 )
 def test_user_errors_are_one_line_and_exit_2(  # type: ignore[no-untyped-def]

@@ -14,6 +14,7 @@ import torch
 from spatialavatar import files
 from spatialavatar.avatar import read_avatar
 from spatialavatar.avatar.avatar import GAUSSIANS
+from spatialavatar.avatar.folder import LOG
 from spatialavatar.clip import TrackedClip, open_clip
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.refine import (
@@ -27,7 +28,6 @@ from spatialavatar.refine import (
     template_start,
 )
 from spatialavatar.refine.checkpoint import FILE
-from spatialavatar.refine.run import LOG
 from tests.builders.clips import tiny_clip, tiny_head, tiny_params
 from tests.refine.test_loop import FAST, UV, config
 
