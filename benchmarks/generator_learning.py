@@ -38,7 +38,7 @@ from spatialavatar.config import load_config
 from spatialavatar.evaluation.held_out import Case, Show, batches_of, cases, from_sources, measure
 from spatialavatar.evaluation.metrics import Lpips
 from spatialavatar.evaluation.self_reenactment import evaluate
-from spatialavatar.generator.checkpoint import complete_checkpoints, read_generator
+from spatialavatar.generator.checkpoint import complete_checkpoints, read_facts, read_generator
 from spatialavatar.generator.decoder import Decoded
 from spatialavatar.generator.generator import Generator
 from spatialavatar.head import HeadModel, builtin_head
@@ -87,17 +87,22 @@ def main() -> None:
 
 
 def finish(config: TrainConfig, run: Path) -> None:
-    """Train, or go on with a training, until the configured number of steps."""
-    done = complete_checkpoints(run)
-    if done and done[-1].endswith(f"{config.steps:08d}"):
-        return
+    """Train, or go on with a training, until the configured number of steps; what is finished stays as it is.
+
+    A Phase-2 run that goes on from another Phase-1 generator than the present one starts over. Raises
+    SpatialAvatarError for a run of another configuration.
+    """
+    resume = bool(complete_checkpoints(run))
+    if resume and config.phase1_checkpoint is not None:
+        parent = read_facts(run).training["parent"]
+        resume = parent is not None and parent["generator"] == read_facts(config.phase1_checkpoint).hash
 
     def observe(progress: Progress) -> None:
         if progress.step % 100 == 0 and progress.latest:
             latest = progress.latest
             print(f"{run.name} step {progress.step}: loss {latest['loss']:.4f}, {progress.seconds:.0f} s", flush=True)
 
-    train(config, run, resume=bool(done), force=True, observe=observe)
+    train(config, run, resume=resume, force=True, observe=observe)
 
 
 def history(run: Path) -> dict[str, Any]:

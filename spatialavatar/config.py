@@ -41,7 +41,9 @@ def load_config(model: type[C], path: files.Location | None = None, overrides: S
         *parents, leaf = key.split(".")
         node = values
         for parent in parents:
-            node = node.setdefault(parent, {})
+            if node.get(parent) is None:  # absent, or null in the file
+                node[parent] = {}
+            node = node[parent]
             if not isinstance(node, dict):
                 raise SpatialAvatarError(f"--set {override}: {parent} holds a value, not further keys")
         try:
@@ -58,7 +60,8 @@ def _describe(model: type[BaseModel], error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
-        return f"{where}: {first['msg'].lower()}, found {first['input']!r}"
+        found = "" if isinstance(first["input"], dict) else f", found {first['input']!r}"
+        return f"{where + ': ' if where else ''}{first['msg'].lower()}{found}"
     known = sorted(_keys(model))
     near = difflib.get_close_matches(where, known, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"

@@ -7,6 +7,7 @@ import pytest
 from spatialavatar.config import load_config
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.refine.config import RefineConfig
+from spatialavatar.training.config import TrainConfig
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -40,6 +41,14 @@ def test_later_sources_win(tmp_path: Path) -> None:
 def test_wrong_override_is_named(override: str, expected: str) -> None:
     with pytest.raises(SpatialAvatarError, match=expected):
         load_config(RefineConfig, None, [override])
+
+
+def test_a_section_that_is_null_can_be_filled(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("data: {synthetic: {identities: 3}}\nheld_out: null\n")
+    config = load_config(TrainConfig, file, ["held_out.synthetic.identities=2", "held_out.synthetic.cameras=4"])
+    assert config.held_out is not None and config.held_out.synthetic is not None
+    assert (config.held_out.synthetic.identities, config.held_out.synthetic.cameras) == (2, 4)
 
 
 @pytest.mark.parametrize("text", ["iterations: [", "- 1\n- 2\n"])

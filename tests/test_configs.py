@@ -7,8 +7,10 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from spatialavatar.cli.demo import TRAINING
 from spatialavatar.config import load_config
 from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.generator.config import GeneratorConfig
 from spatialavatar.refine.config import RefineConfig
 from spatialavatar.training.config import DataConfig, ScheduleConfig, TrainConfig
 from spatialavatar.training.optimization import learning_rate_factor
@@ -142,6 +144,11 @@ def test_second_phase_goes_on_with_the_first_ones_generator(place: str) -> None:
 def test_unknown_keys_and_values_are_refused(override: str, expected: str) -> None:
     with pytest.raises(SpatialAvatarError, match=expected):
         load_config(TrainConfig, CONFIGS / "phase1.yaml", [override])
+
+
+def test_the_demo_trains_the_small_generator() -> None:
+    config = load_config(TrainConfig, CONFIGS / "dev" / "phase1.yaml")
+    assert GeneratorConfig.model_validate(TRAINING["generator"]) == config.generator
 
 
 def lookup(values: dict[str, Any], key: str) -> Any:

@@ -1,6 +1,7 @@
 """A generator on disk: one safetensors file with all that is needed to use it, and the names of what it belongs to.
 
-A frozen backbone whose weights came from a file or a hub is not copied: the file holds its checksum.
+A frozen backbone whose weights came from a file or a hub is not copied: the file holds its checksum. One that was
+trained at any time is in the file, whatever is frozen by now.
 """
 
 import dataclasses
@@ -9,11 +10,14 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
 from spatialavatar import __version__, files
 from spatialavatar.errors import SpatialAvatarError
-from spatialavatar.generator.config import RANDOM_WEIGHTS, GeneratorConfig
+from spatialavatar.generator.config import GeneratorConfig
+from spatialavatar.generator.encoder import as_array
 from spatialavatar.generator.generator import Generator
 from spatialavatar.head import HeadModel, HeadReference
 
@@ -37,20 +41,19 @@ class GeneratorFacts:
     training: dict[str, Any]  # what the training run says of itself: phase, step, data licences, parent checkpoint
     hash: str  # of the file's tensors and description: names this generator in every artefact made with it
     description: str  # the text that all but the hash was read from
+    backbone_in_file: bool = True  # or config.encoder.weights give it, with the checksum above
 
 
 def write_generator(location: files.Location, generator: Generator, training: dict[str, Any]) -> str:
     """Write the generator; returns its hash. ``training`` is plain JSON."""
-    arrays = {
-        name: parameter.detach().cpu().numpy()
-        for name, parameter in generator.named_parameters()
-        if not (_comes_from_elsewhere(generator.config) and name.startswith(_BACKBONE))
-    }
+    parameters = _held(generator, backbone_in_file := not generator.encoder.kept_elsewhere)
+    arrays = {name: as_array(parameter) for name, parameter in parameters.items()}
     facts = {
         "config": generator.config.model_dump(mode="json"),
         "head": dataclasses.asdict(HeadReference.of(generator.head)),
         "layout_fingerprint": generator.layout.fingerprint,
         "encoder_checksum": generator.encoder.checksum(),
+        "backbone_in_file": backbone_in_file,
         "training": {"spatialavatar": __version__, **training},
     }
     description = json.dumps(facts, sort_keys=True)
@@ -63,6 +66,10 @@ def write_generator(location: files.Location, generator: Generator, training: di
 def find_generator(location: files.Location) -> str:
     """The generator's file, given that, a checkpoint's folder, or a training run (its newest complete checkpoint)."""
     if not files.is_folder(location):
+        if not files.exists(location):
+            raise SpatialAvatarError(
+                f"{location}: no training run, checkpoint or {FILE} there; name one that 'spatialavatar train' made"
+            )
         return str(location)
     names = files.list_folder(location)
     if FILE in names:
@@ -78,9 +85,13 @@ def find_generator(location: files.Location) -> str:
 
 def complete_checkpoints(run: files.Location) -> list[str]:
     """Folders of a training run's complete checkpoints, oldest first."""
+    return [step for step in step_folders(run) if COMPLETE in files.list_folder(step)]
+
+
+def step_folders(run: files.Location) -> list[str]:
+    """The same with those that were never finished."""
     folder = files.join(run, CHECKPOINTS)
-    steps = [files.join(folder, name) for name in files.list_folder(folder) if _STEP_FOLDER.fullmatch(name)]
-    return [step for step in steps if COMPLETE in files.list_folder(step)]
+    return [files.join(folder, name) for name in files.list_folder(folder) if _STEP_FOLDER.fullmatch(name)]
 
 
 def read_facts(location: files.Location) -> GeneratorFacts:
@@ -115,47 +126,73 @@ def read_generator(
     ``encoder_weights`` says where a frozen backbone's weights lie, when not where they were at training. Raises
     SpatialAvatarError: not a generator, another head or layout, encoder weights that are missing or others, damage.
     """
-    facts = read_facts(location)
     where = find_generator(location)
-    facts.head.require(head, where)
+    facts = read_facts(where)
     config = facts.config
-    if encoder_weights is not None and config.encoder.weights != RANDOM_WEIGHTS:
+    if encoder_weights is not None and not facts.backbone_in_file:
         encoder = config.encoder.model_copy(update={"weights": encoder_weights})
         config = config.model_copy(update={"encoder": encoder})
-    elsewhere = _comes_from_elsewhere(config)
-    generator = Generator(config, head, pretrained=elsewhere)
-    generator.layout.require(facts.layout_fingerprint, where)
-    load_weights(generator, where, facts)
-    if elsewhere and generator.encoder.checksum() != facts.encoder_checksum:
-        raise SpatialAvatarError(
-            f"{where}: was trained on encoder weights {facts.encoder_checksum[:12]}, {config.encoder.weights} of "
-            f"{config.encoder.backbone} has {generator.encoder.checksum()[:12]}; give the file that it was trained on"
-        )
+    generator = build_generator(config, head, where, facts, read_weights(where, facts))
     return generator.to(device).eval(), facts
 
 
-def load_weights(generator: Generator, where: files.Location, facts: GeneratorFacts) -> None:
-    """Put a file's tensors into a generator of the same configuration. Raises SpatialAvatarError when they differ."""
+def build_generator(
+    config: GeneratorConfig,
+    head: HeadModel,
+    where: files.Location,
+    facts: GeneratorFacts,
+    weights: dict[str, np.ndarray],
+) -> Generator:
+    """A generator of ``config`` with the ``weights`` of the file ``where``, which ``facts`` describe.
+
+    The backbone is the file's where the file holds it, else that of ``config.encoder.weights``; whether it is frozen
+    from now on is for ``config`` to say. Raises SpatialAvatarError: another head, layout, architecture or backbone.
+    """
+    facts.head.require(head, str(where))
+    with torch.random.fork_rng(devices=[]):  # what it starts with is overwritten
+        generator = Generator(config, head, pretrained=not facts.backbone_in_file)
+    generator.layout.require(facts.layout_fingerprint, str(where))
+    load_weights(generator, where, facts, weights)
+    return generator
+
+
+def read_weights(where: files.Location, facts: GeneratorFacts) -> dict[str, np.ndarray]:
+    """The tensors in a generator's file. Raises SpatialAvatarError when they are not those it was written with."""
     arrays, _ = files.read_tensors(where)
     if files.content_hash(arrays, facts.description) != facts.hash:
         raise SpatialAvatarError(f"{where}: does not hold what it was written with (a bad copy); get it again")
-    parameters = dict(generator.named_parameters())
-    expected = {
-        name for name in parameters if not (_comes_from_elsewhere(generator.config) and name.startswith(_BACKBONE))
-    }
-    for name in sorted(expected | arrays.keys()):
-        if name not in expected or name not in arrays or tuple(parameters[name].shape) != arrays[name].shape:
-            found = arrays[name].shape if name in arrays else "nothing"
-            wanted = tuple(parameters[name].shape) if name in expected else "nothing"
+    return arrays
+
+
+def load_weights(
+    generator: Generator, where: files.Location, facts: GeneratorFacts, weights: dict[str, np.ndarray]
+) -> None:
+    """Put a file's tensors into a generator of the same architecture.
+
+    Raises SpatialAvatarError when they do not fit, or when the backbone, which the file does not hold, is another one.
+    """
+    parameters = _held(generator, facts.backbone_in_file)
+    for name in sorted(parameters.keys() | weights.keys()):
+        found = weights[name].shape if name in weights else "nothing"
+        wanted = tuple(parameters[name].shape) if name in parameters else "nothing"
+        if found != wanted:
             raise SpatialAvatarError(
                 f"{where}: holds {found} for {name}, this generator has {wanted}; it was trained with another "
                 "configuration (encoder, color_channels or sizes)"
             )
+    encoder = generator.encoder
+    if not facts.backbone_in_file and (checksum := encoder.checksum()) != facts.encoder_checksum:
+        raise SpatialAvatarError(
+            f"{where}: was trained on encoder weights {facts.encoder_checksum[:12]}, {encoder.config.weights} of "
+            f"{encoder.config.backbone} has {checksum[:12]}; give the file that it was trained on"
+        )
     with torch.no_grad():
-        for name, array in arrays.items():
+        for name, array in weights.items():
             parameters[name].copy_(torch.from_numpy(array))
+    if facts.backbone_in_file:
+        encoder.as_published = False
 
 
-def _comes_from_elsewhere(config: GeneratorConfig) -> bool:
-    """Whether the backbone's weights are kept in a file or a hub, not in ours."""
-    return config.encoder.frozen and config.encoder.weights != RANDOM_WEIGHTS
+def _held(generator: Generator, backbone_in_file: bool) -> dict[str, nn.Parameter]:
+    """The parameters that a file holds."""
+    return {n: p for n, p in generator.named_parameters() if backbone_in_file or not n.startswith(_BACKBONE)}

@@ -15,7 +15,7 @@ class EncoderConfig(Config):
 
     backbone: str = "vit_base_patch16_dinov3"  # timm's name
     weights: str = HUB_WEIGHTS  # "hub" (timm's), a local .safetensors or .pth file in timm's format, or "random"
-    architecture: dict[str, int] = Field({})  # with random weights: embed_dim, depth, num_heads
+    architecture: dict[Literal["embed_dim", "depth", "num_heads"], int] = Field({})  # with random weights
     image_size: int = Field(512, ge=32)  # pixels; sources are resized to this square
     layers: tuple[int, int, int, int] | None = None  # blocks that feed the DPT head, zero-based; None: by depth
     frozen: bool = True

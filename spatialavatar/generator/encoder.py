@@ -4,6 +4,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -37,6 +38,8 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig, pretrained: bool = True) -> None:
         super().__init__()
         self.config = config
+        # while the backbone is as these weights give it, a file need not hold it; whoever changes it says so here
+        self.as_published = pretrained and config.weights != RANDOM_WEIGHTS
         self.backbone: Any = _backbone(config, pretrained)  # timm's type says little
         patch = self.backbone.patch_embed.patch_size[0]
         if config.image_size % patch:
@@ -93,9 +96,21 @@ class Encoder(nn.Module):
             return None
         return str(self.backbone.pretrained_cfg.get("license") or "their own terms")
 
+    @property
+    def kept_elsewhere(self) -> bool:
+        """Whether ``config.weights`` alone gives the backbone back."""
+        return self.as_published and self.config.frozen
+
     def checksum(self) -> str:
         """SHA-256 over the backbone's weights, wherever they came from."""
-        return files.content_hash({name: t.detach().cpu().numpy() for name, t in self.backbone.state_dict().items()})
+        return files.content_hash({name: as_array(tensor) for name, tensor in self.backbone.state_dict().items()})
+
+
+def as_array(tensor: Tensor) -> np.ndarray:
+    """As files hold it: numpy knows no bfloat16, weights of 16 bits are written in 32."""
+    if tensor.dtype in (torch.bfloat16, torch.float16):
+        tensor = tensor.float()
+    return tensor.detach().cpu().numpy()
 
 
 def _backbone(config: EncoderConfig, pretrained: bool) -> Any:
@@ -112,7 +127,8 @@ def _backbone(config: EncoderConfig, pretrained: bool) -> Any:
         known = [name for name in timm.list_models("*dinov3*") if not name.endswith("qkvb")]
         raise SpatialAvatarError(f"encoder.backbone {config.backbone}: unknown; one of {', '.join(known)} is expected")
     from_hub = pretrained and config.weights == HUB_WEIGHTS
-    changes: dict[str, Any] = {"num_classes": 0, "img_size": config.image_size, **config.architecture}
+    changes: dict[str, Any] = {"num_classes": 0, "img_size": config.image_size}
+    changes |= {str(key): value for key, value in config.architecture.items()}
     if config.weights == RANDOM_WEIGHTS:
         changes["init_values"] = 1.0  # with timm's 1e-5, untrained blocks do nothing and the CLS token sees no image
     try:

@@ -91,7 +91,17 @@ class Generator(nn.Module):
         if not self.config.encoder.frozen:
             self.encoder.backbone.set_grad_checkpointing(wanted)
 
+    def recomputed_blocks(self) -> list[nn.Module]:
+        """What ``recompute_activations`` computes anew, one at a time."""
+        blocks = [*self.dpt.reassemble, *self.dpt.fusion, *self.unet.down, *self.unet.up, *self.decoder.heads.values()]
+        return blocks if self.config.encoder.frozen else [*self.encoder.backbone.blocks, *blocks]
+
     def _apply(self, fn: Any, recurse: bool = True) -> "Generator":
+        if fn(self.rest_map).dtype in (torch.bfloat16, torch.float16):
+            raise SpatialAvatarError(
+                "generator: its geometry needs 32 bits; keep its weights in float32 and run it under torch.autocast "
+                "(precision: bf16)"
+            )
         super()._apply(fn, recurse)
         self.layout = self.layout.to(self.rest_map.device)  # goes where the module goes
         return self

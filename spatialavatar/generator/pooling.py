@@ -5,7 +5,6 @@ portrait and do not depend on the portraits' order.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,12 +25,6 @@ class Ownership:
     def total(self, values: Float[Tensor, "M ..."]) -> Float[Tensor, "B ..."]:
         zeros = values.new_zeros(len(self.mask), *values.shape[1:])
         return zeros.index_add(0, self.subject, values)
-
-
-class Pool(Protocol):
-    def __call__(
-        self, texels: Float[Tensor, "M N C"], cls: Float[Tensor, "M D"], ownership: Ownership
-    ) -> tuple[Float[Tensor, "B N C"], Float[Tensor, "B D"]]: ...
 
 
 class MeanPool(nn.Module):

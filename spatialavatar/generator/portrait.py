@@ -18,7 +18,7 @@ class Portrait:
     image: Float[Tensor, "3 S S"]  # RGB in [0, 1] on black; a picture that was no square has equal bars
     params: HeadParams  # one row, canonical
     camera: Camera  # one, canonical, at S x S pixels
-    coverage: float  # mean of the matte over the picture
+    coverage: float  # mean of the matte over the square; what lies outside the picture counts as nothing
 
 
 def portrait(clip: TrackedClip, index: FrameIndex, head: HeadModel, size: int) -> Portrait:
@@ -33,5 +33,5 @@ def portrait(clip: TrackedClip, index: FrameIndex, head: HeadModel, size: int) -
         image=(image * coverage[..., None]).movedim(-1, 0),
         params=params,
         camera=Camera(world_to_camera, intrinsics, size, size),
-        coverage=float(matte.mean()),
+        coverage=float(coverage.mean()),
     )

@@ -29,9 +29,7 @@ class Sources:
 
     def to(self, *args: Any, **kwargs: Any) -> "Sources":
         """To a device and, for all but the mask, a dtype."""
+        images = self.images.to(*args, **kwargs)
         return Sources(
-            self.images.to(*args, **kwargs),
-            self.params.to(*args, **kwargs),
-            self.camera.to(*args, **kwargs),
-            self.mask.to(self.images.to(*args, **kwargs).device),
+            images, self.params.to(*args, **kwargs), self.camera.to(*args, **kwargs), self.mask.to(images.device)
         )

@@ -1,7 +1,8 @@
 """What a generator costs: parameters, FLOPs and memory by module, measured on made-up portraits.
 
 FLOPs are fvcore's, for one subject with K sources. What training keeps for the backward pass is measured by hooks on
-saved tensors while the training step's own forward runs with one sample, of one source and of two.
+saved tensors while the training step's own forward runs with one sample, of one source and of two. With activations
+computed anew, the largest block that is computed at a time comes on top.
 """
 
 import logging
@@ -9,7 +10,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 from weakref import finalize
@@ -32,7 +33,8 @@ from spatialavatar.training.step import TrainingModule
 MODULES = ("encoder", "dpt", "pool", "unet", "decoder.heads", "decoder.residual")
 REST = "warp and posing"
 OBJECTIVE = "splatter and losses"
-CASTS = "weights cast by autocast"
+CASTS = "weights scaled or cast"
+_BLOCK = "block "
 _ALEXNET = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}  # of convolutions
 
 
@@ -55,7 +57,7 @@ class TrainingMemory:
     batch_size: int
     precision: str
     fixed: dict[str, int]  # weights, gradients, moments, anchor
-    activations: int  # at the mean number of sources
+    activations: int  # kept, and the largest block computed anew, at the mean number of sources
     most_activations: int  # of a batch whose samples all have the most sources
 
     @property
@@ -102,7 +104,8 @@ def summarize(generator: Generator, sources: int = 1, config: TrainConfig | None
     if config is not None:
         one, further = _activations(generator, config)
         per_sample = Counter({name: one[name] + (sources - 1) * further[name] for name in one})
-        training = _training_memory(generator, config, one, further)
+        anew = _recomputed(generator, config) if config.gradient_checkpointing else []
+        training = _training_memory(generator, config, one, further, anew)
     modules = {name: _module(generator, name) for name in MODULES}
     parts = [
         Part(
@@ -153,8 +156,9 @@ def made_up_batch(generator: Generator, counts: Sequence[int], size: int) -> Bat
 def saved_bytes(forward: Callable[[], Tensor], known: Iterable[Tensor], scope: Callable[[], str]) -> Counter[str]:
     """Bytes of storage that ``forward`` keeps for its backward pass, by what ``scope`` says at the time.
 
-    Every storage counts once; those of ``known`` tensors do not. What autocast makes of a known tensor has its sizes
-    and another dtype, and is counted under CASTS: a batch shares it.
+    Every storage counts once; those of ``known`` tensors do not. What is made of a known tensor has its sizes (another
+    dtype under autocast, four axes where a convolution scales its weights), and is counted under CASTS: a batch shares
+    it.
     """
     known = list(known)
     seen = {tensor.untyped_storage().data_ptr() for tensor in known}
@@ -165,7 +169,7 @@ def saved_bytes(forward: Callable[[], Tensor], known: Iterable[Tensor], scope: C
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in seen:
             seen.add(storage.data_ptr())
-            cast = tensor.dtype in (torch.bfloat16, torch.float16) and _sides(tensor) in shapes
+            cast = _sides(tensor) in shapes and (tensor.dtype in (torch.bfloat16, torch.float16) or tensor.ndim == 4)
             found[CASTS if cast else scope()] += storage.nbytes()
         return tensor
 
@@ -220,7 +224,19 @@ def _activations(generator: Generator, config: TrainConfig) -> tuple[Counter[str
     return one, two - one
 
 
-def _saved_by_part(generator: Generator, config: TrainConfig, sources: int) -> Counter[str]:
+def _recomputed(generator: Generator, config: TrainConfig) -> list[tuple[int, int]]:
+    """Bytes that each block keeps while it is computed anew, of one source and for each further one."""
+    plain = config.model_copy(update={"gradient_checkpointing": False})
+    one, two = (_saved_by_part(generator, plain, sources, _blocks_watched) for sources in (1, 2))
+    return [(one[name], two[name] - one[name]) for name in one if name.startswith(_BLOCK)]
+
+
+def _saved_by_part(
+    generator: Generator,
+    config: TrainConfig,
+    sources: int,
+    watched: Callable[[Generator], AbstractContextManager[Callable[[], str]]] | None = None,
+) -> Counter[str]:
     weights = config.loss.model_copy(update={"lambda_sp": 0.0})  # the anchor keeps no activations
     features = _alexnet_features()
     lpips = Lpips(features) if weights.lambda_lp > 0 else None
@@ -230,14 +246,18 @@ def _saved_by_part(generator: Generator, config: TrainConfig, sources: int) -> C
     before = generator.unet.recompute
     generator.recompute_activations(config.gradient_checkpointing)
     try:
-        with _watched(generator, {}) as scope:
+        with _watched(generator, {}) if watched is None else watched(generator) as scope:
             return saved_bytes(lambda: module(batch).loss, known, scope)
     finally:
         generator.recompute_activations(before)
 
 
 def _training_memory(
-    generator: Generator, config: TrainConfig, one: Counter[str], further: Counter[str]
+    generator: Generator,
+    config: TrainConfig,
+    one: Counter[str],
+    further: Counter[str],
+    anew: list[tuple[int, int]],
 ) -> TrainingMemory:
     trained = _bytes(p for p in generator.parameters() if p.requires_grad)
     fixed = {
@@ -250,12 +270,17 @@ def _training_memory(
     sample, source = one.total() - one[CASTS], further.total()
     most = config.sampler.max_sources
     mean = (1 + most) / 2  # K is uniform
+
+    def activations(count: float) -> int:
+        largest = max((first + (count - 1) * next_ for first, next_ in anew), default=0)
+        return round(config.batch_size * (sample + (count - 1) * source + largest))
+
     return TrainingMemory(
         batch_size=config.batch_size,
         precision=config.precision,
         fixed=fixed,
-        activations=round(config.batch_size * (sample + (mean - 1) * source)),
-        most_activations=config.batch_size * (sample + (most - 1) * source),
+        activations=activations(mean),
+        most_activations=activations(most),
     )
 
 
@@ -320,6 +345,26 @@ def _watched(generator: Generator, outputs: dict[str, str]) -> Iterator[Callable
         handles.append(module.register_forward_hook(leave))
     try:
         yield lambda: stack[-1]
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _blocks_watched(generator: Generator) -> Iterator[Callable[[], str]]:
+    """Gives a function that names the block at work, of those that can be computed anew."""
+    inside = [REST]
+    handles = []
+
+    def leave(module: nn.Module, inputs: Any, out: Any) -> None:
+        inside.pop()
+
+    for number, block in enumerate(generator.recomputed_blocks()):
+        name = f"{_BLOCK}{number}"
+        handles.append(block.register_forward_pre_hook(lambda module, inputs, name=name: inside.append(name)))
+        handles.append(block.register_forward_hook(leave))
+    try:
+        yield lambda: inside[-1]
     finally:
         for handle in handles:
             handle.remove()

@@ -5,23 +5,47 @@ moments (``optimizer.safetensors``) and, written last, ``checkpoint.json``: a fo
 Everything else that a run needs is a function of its configuration and of the step: samples, temperature, rates.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.optim import Optimizer
 
 from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.generator import checkpoint as generators
+from spatialavatar.generator.encoder import as_array
 from spatialavatar.generator.generator import Generator
+from spatialavatar.head import HeadModel
+from spatialavatar.training.config import TrainConfig
 
 OPTIMIZER = "optimizer.safetensors"
 ANCHOR = "anchor.safetensors"  # of a run: the weights that L2-SP holds on to
 FORMAT = "spatialavatar-training-checkpoint"
 VERSION = 1
-# may differ between a run and its resumption: they do not change what is computed
-_FREE = ("log_every", "sheet_every", "checkpoint_every", "keep_checkpoints", "held_out", "held_out_samples", "head")
+# may differ between a run and its resumption: they do not change what is computed (the file of encoder weights is
+# known by its checksum, the Phase-1 run is needed at the start alone) ...
+_FREE = {
+    "phase1_checkpoint",
+    "generator.encoder.weights",
+    "data.memory_gb",
+    "head",
+    "held_out",
+    "held_out_samples",
+    "gradient_checkpointing",
+    "compile",
+    "log_every",
+    "sheet_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    # ... or lead a training on that has run away; every checkpoint records its own
+    "optimizer.learning_rate",
+    "optimizer.clip_norm",
+}
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,27 +55,42 @@ class TrainingState:
     config: dict[str, Any]  # TrainConfig
     parent: dict[str, Any] | None  # Phase 2: hash of the Phase-1 checkpoint, and how that was trained
     window: list[dict[str, float]]  # terms of the steps since the last line of the log
+    anchor: str | None = None  # hash of the weights that L2-SP holds on to
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files are whole and belong together."""
+
+    folder: str
+    state: TrainingState
+    facts: generators.GeneratorFacts
+    weights: dict[str, np.ndarray]
+    moments: dict[str, np.ndarray]  # optimizer_arrays
+
+    def generator(self, config: TrainConfig, head: HeadModel) -> Generator:
+        """The generator as it was. Raises SpatialAvatarError: another head, layout or encoder weights."""
+        where = files.join(self.folder, generators.FILE)
+        return generators.build_generator(config.generator, head, where, self.facts, self.weights)
 
 
 def save_checkpoint(
     run: files.Location,
     generator: Generator,
-    optimizer: Optimizer,
+    moments: dict[str, np.ndarray],
     state: TrainingState,
     training: dict[str, Any],
     keep: int,
 ) -> str:
-    """Write a checkpoint and remove all but the newest ``keep``; returns its folder.
+    """Write a checkpoint and remove all but the newest ``keep``, and what killed runs left; returns its folder.
 
-    ``training`` is what the generator's file says of its training.
+    ``moments`` are ``optimizer_arrays``, ``training`` is what the generator's file says of its training.
     """
     folder = files.join(run, generators.CHECKPOINTS, f"step-{state.step:08d}")
+    marker = files.join(folder, generators.COMPLETE)
+    files.remove(marker)
     digest = generators.write_generator(files.join(folder, generators.FILE), generator, training)
-    arrays = {}
-    for name, parameter in generator.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            arrays[f"{name}/{key}"] = torch.as_tensor(value).detach().cpu().numpy()
-    files.write_tensors(files.join(folder, OPTIMIZER), arrays)
+    files.write_tensors(files.join(folder, OPTIMIZER), moments)
     record = {
         "format": FORMAT,
         "version": VERSION,
@@ -60,57 +99,102 @@ def save_checkpoint(
         "config": state.config,
         "parent": state.parent,
         "window": state.window,
+        "anchor": state.anchor,
         "generator": digest,
-        "optimizer": files.content_hash(arrays),
+        "optimizer": files.content_hash(moments),
     }
-    files.write_json(files.join(folder, generators.COMPLETE), record)
-    for old in generators.complete_checkpoints(run)[:-keep]:
-        files.remove(files.join(old, generators.COMPLETE))  # first, so that half a folder is never a checkpoint
-        files.remove(old)
+    files.write_json(marker, record)
+    kept = generators.complete_checkpoints(run)[-keep:]
+    for old in generators.step_folders(run):
+        if old not in kept:
+            files.remove(files.join(old, generators.COMPLETE))  # first, so that half a folder is never a checkpoint
+            files.remove(old)
     return folder
 
 
-def load_checkpoint(
-    folder: files.Location, generator: Generator, optimizer: Optimizer, config: dict[str, Any]
-) -> TrainingState:
-    """Bring generator and optimizer to where the checkpoint left them.
+def newest_checkpoint(run: files.Location, config: TrainConfig) -> Checkpoint | None:
+    """The checkpoint to go on from: the newest that is whole; None when there is none at all.
 
-    Raises SpatialAvatarError when it is damaged, or was written under a configuration that computes something else.
+    A damaged one is passed over, with a logged line, and is a checkpoint no more. Raises SpatialAvatarError when none
+    is whole, or when the run was made under a configuration that computes something else.
     """
-    record = files.read_json(files.join(folder, generators.COMPLETE))
-    if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
-        raise SpatialAvatarError(f"{folder}: not a checkpoint that this program can read; start over with --force")
-    difference = _difference(record["config"], config)
-    if difference:
+    damaged: dict[str, SpatialAvatarError] = {}
+    for folder in reversed(generators.complete_checkpoints(run)):
+        try:
+            found = read_checkpoint(folder)
+        except SpatialAvatarError as e:
+            damaged[folder] = e
+            continue
+        difference = _difference(found.state.config, config.model_dump(mode="json"))
+        if difference:
+            raise SpatialAvatarError(
+                f"{folder}: was made with another configuration ({difference}); resume with the one it was started "
+                "with, or start over with --force"
+            )
+        for other, error in damaged.items():
+            logger.warning("passed over: %s; going on from %s", error, folder)
+            files.remove(files.join(other, generators.COMPLETE))
+        return found
+    if damaged:
         raise SpatialAvatarError(
-            f"{folder}: was made with another configuration ({difference}); resume with the one it was started with, "
-            "or start over with --force"
+            f"{run}: no checkpoint can be read, the newest of {len(damaged)}: {next(iter(damaged.values()))}; restore "
+            "one, or start over with --force"
         )
+    return None
+
+
+def read_checkpoint(folder: str) -> Checkpoint:
+    """Raises SpatialAvatarError when its files are damaged or do not belong together."""
+    marker = files.join(folder, generators.COMPLETE)
+    record = files.read_json(marker)
+    if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
+        raise SpatialAvatarError(f"{folder}: not a checkpoint that this program can read")
+    try:
+        # through the model, so that a setting that came later has its default
+        config = TrainConfig.model_validate(record["config"]).model_dump(mode="json")
+        state = TrainingState(
+            record["step"], record["seconds"], config, record["parent"], record["window"], record.get("anchor")
+        )
+        hashes = record["generator"], record["optimizer"]
+    except (ValueError, KeyError) as e:
+        raise SpatialAvatarError(f"{marker}: not readable ({' '.join(str(e).split())[:200]})") from None
     where = files.join(folder, generators.FILE)
     facts = generators.read_facts(where)
-    arrays, _ = files.read_tensors(files.join(folder, OPTIMIZER))
-    if facts.hash != record["generator"] or files.content_hash(arrays) != record["optimizer"]:
-        raise SpatialAvatarError(f"{folder}: its files do not belong together (a broken copy); resume from another one")
-    generators.load_weights(generator, where, facts)
+    moments, _ = files.read_tensors(files.join(folder, OPTIMIZER))
+    if (facts.hash, files.content_hash(moments)) != hashes:
+        raise SpatialAvatarError(f"{folder}: its files do not belong together (a broken copy)")
+    return Checkpoint(folder, state, facts, generators.read_weights(where, facts), moments)
+
+
+def optimizer_arrays(generator: Generator, optimizer: Optimizer) -> dict[str, np.ndarray]:
+    """The optimizer's state by ``<parameter of the generator>/<slot>``, whole: what a checkpoint holds of it."""
+    return {
+        f"{name}/{slot}": as_array(torch.as_tensor(value))
+        for name, parameter in generator.named_parameters()
+        for slot, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def restore_optimizer(generator: Generator, optimizer: Optimizer, moments: dict[str, np.ndarray]) -> None:
+    """The inverse of ``optimizer_arrays``."""
     parameters = dict(generator.named_parameters())
-    for key, array in arrays.items():
+    for key, array in moments.items():
         name, _, slot = key.rpartition("/")
         parameter = parameters[name]
         value = torch.from_numpy(array)
         # Adam keeps its step counter on the CPU
         optimizer.state[parameter][slot] = value if value.ndim == 0 else value.to(parameter.device)
-    return TrainingState(record["step"], record["seconds"], record["config"], record["parent"], record["window"])
 
 
 def _difference(then: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str:
     """The settings that changed, as 'key: was, is'."""
     found = []
     for key in sorted(then.keys() | now.keys()):
-        old, new = then.get(key), now.get(key)
-        if old == new or (not prefix and key in _FREE):
+        old, new, name = then.get(key), now.get(key), f"{prefix}{key}"
+        if old == new or name in _FREE:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
-            found.append(_difference(old, new, f"{prefix}{key}."))
+            found.append(_difference(old, new, f"{name}."))
         else:
-            found.append(f"{prefix}{key}: {old} then, {new} now")
-    return "; ".join(found)
+            found.append(f"{name}: {old} then, {new} now")
+    return "; ".join(part for part in found if part)

@@ -85,6 +85,7 @@ class TrainConfig(Config):
     batch_size: int = Field(48, ge=1)  # of all workers together
     resolution: int = Field(512, ge=32)  # pixels of the target's longer side
     precision: Literal["fp32", "bf16"] = "fp32"
+    tf32: bool = False  # CUDA: ten-bit mantissas in the float32 convolutions and matrix products
     gradient_checkpointing: bool = False
     compile: bool = False  # torch.compile for encoder and StyleUNet (CUDA)
     seed: int = Field(0, ge=0)

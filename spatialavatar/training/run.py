@@ -6,6 +6,7 @@ as if it had never stopped.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -17,18 +18,28 @@ import yaml
 
 from spatialavatar import files
 from spatialavatar.clip.pictures import encode
+from spatialavatar.config import load_config
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.generator.checkpoint import CHECKPOINTS, complete_checkpoints
 from spatialavatar.generator.generator import Generator
-from spatialavatar.head import HeadModel
-from spatialavatar.training import checkpoint as checkpoints
+from spatialavatar.losses.perceptual import Lpips
 from spatialavatar.training.batch import Batch, batches, collate, make_example
-from spatialavatar.training.checkpoint import ANCHOR, TrainingState
+from spatialavatar.training.checkpoint import (
+    ANCHOR,
+    Checkpoint,
+    TrainingState,
+    newest_checkpoint,
+    optimizer_arrays,
+    restore_optimizer,
+    save_checkpoint,
+)
 from spatialavatar.training.config import TrainConfig
-from spatialavatar.training.pool import open_pool
+from spatialavatar.training.pool import ClipPool, open_pool
 from spatialavatar.training.setup import (
     anchor_at,
+    anchor_hash,
     build_module,
+    find_parent,
     licence_of,
     read_anchor,
     start_generator,
@@ -36,7 +47,7 @@ from spatialavatar.training.setup import (
     write_anchor,
 )
 from spatialavatar.training.sheet import mean_psnr, sample_sheet, stacked
-from spatialavatar.training.step import Anchor, Objective, render
+from spatialavatar.training.step import Objective, render
 from spatialavatar.training.trainer import NotFinite, Trainer
 
 CONFIG = "config.yaml"
@@ -44,6 +55,7 @@ LOG = "train.jsonl"
 SHEETS = "sheets"
 TENSORBOARD = "tensorboard"
 FAILED_BATCH = "failed-batch.safetensors"
+PARTS = (CHECKPOINTS, LOG, SHEETS, TENSORBOARD, FAILED_BATCH, ANCHOR)  # of a run, beside its configuration
 SHEET_ROWS = 6
 SECONDS_BETWEEN_LOG_WRITES = 1.0  # at least: a file on a store is written whole
 
@@ -74,29 +86,40 @@ def train(
 ) -> str:
     """Train a generator as ``config`` says; returns the folder of the last checkpoint.
 
-    Raises SpatialAvatarError for input that does not fit, a folder that is taken, a checkpoint of another
-    configuration, or a loss that is not finite: the batch is then in ``failed-batch.safetensors`` and the last good
-    checkpoint stays. StopTraining raised by ``observe`` writes a checkpoint before it goes on its way.
+    ``resume`` goes on from the newest checkpoint that is whole, and returns at once when that is the last one. It needs
+    nothing of the Phase-1 run. Raises SpatialAvatarError for input that does not fit, a folder that is taken, a
+    checkpoint of another configuration, or a loss that is not finite: the batch is then in
+    ``failed-batch.safetensors`` and the last good checkpoint stays. StopTraining raised by ``observe`` writes a
+    checkpoint before it goes on its way.
     """
-    claim_run(out, resume, force)
+    claim_run(out, resume, force, config.phase1_checkpoint)
+    found = newest_checkpoint(out, config) if resume else None
+    if found is None:
+        find_parent(config)  # what is wrong shows before anything is made
+    elif found.state.step >= config.steps:
+        observe(Progress(found.state.step, config.steps, found.state.seconds, saved=found.folder))
+        return found.folder
+    lpips = Lpips.require(device=device) if config.loss.lambda_lp > 0 else None
     head = training_head(config)
     pool = open_pool(config.data, head)
-    newest = complete_checkpoints(out)[-1:] if resume else []
-    generator, parent = start_generator(config, head)
-    anchor: Anchor | None = None
-    if config.loss.lambda_sp > 0:
-        anchor = read_anchor(files.join(out, ANCHOR)) if newest else anchor_at(generator)
-    module = build_module(config, generator, anchor, device)
-    trainer = Trainer(module, config)
-    run = _Run(trainer, generator, head, config, out, parent, licence_of(generator, pool), observe)
-    if newest:
-        run.resume(newest[0])
-    else:
-        for stale in (CHECKPOINTS, LOG, SHEETS, TENSORBOARD, FAILED_BATCH, ANCHOR):
+    held_out = pool if config.held_out is None else open_pool(config.held_out, head)
+    anchored, anchor = config.loss.lambda_sp > 0, None
+    if found is None:
+        generator, parent = start_generator(config, head)
+        anchor = anchor_at(generator) if anchored else None
+        for stale in PARTS:
             files.remove(files.join(out, stale))
-        if anchor is not None:
-            write_anchor(files.join(out, ANCHOR), anchor)
+    else:
+        generator, parent = found.generator(config, head), found.state.parent
+        anchor = read_anchor(files.join(out, ANCHOR), found.state.anchor) if anchored else None
     files.write_bytes(files.join(out, CONFIG), yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
+    if found is None and anchor is not None:
+        write_anchor(files.join(out, ANCHOR), anchor)
+    trainer = Trainer(build_module(config, generator, anchor, device, lpips), config)
+    origin = Origin(parent, licence_of(generator, pool, parent), anchor_hash(anchor))
+    run = _Run(trainer, generator, held_out, config, out, origin, observe)
+    if found is not None:
+        run.resume(found)
     with closing(batches(pool, config, trainer.step_number)) as stream:
         try:
             run.go(stream, torch.device(device))
@@ -105,14 +128,45 @@ def train(
             raise
         finally:
             run.close()
+    files.remove(files.join(out, FAILED_BATCH))  # of a step that went well in the end
     return complete_checkpoints(out)[-1]
 
 
-def claim_run(out: files.Location, resume: bool, force: bool) -> None:
-    """Raises SpatialAvatarError when ``out`` holds what this run must not replace."""
-    if CONFIG in files.list_folder(out) and not (resume or force):
-        raise SpatialAvatarError(f"{out}: holds a training run; go on with --resume, or start over with --force")
+def claim_run(out: files.Location, resume: bool, force: bool, parent: str | None = None) -> None:
+    """Raises SpatialAvatarError when ``out`` holds what this run must not replace, ``force`` or not.
+
+    That is whatever is no training run of ours but bears one of its names, and the run that this one goes on from.
+    """
+    if parent is not None and _inside(parent, out):
+        raise SpatialAvatarError(f"{out}: holds phase1_checkpoint {parent}; name another folder for this run")
+    names = files.list_folder(out)
+    if CONFIG in names:
+        try:
+            load_config(TrainConfig, files.join(out, CONFIG))
+        except SpatialAvatarError as e:
+            raise SpatialAvatarError(
+                f"{out}: its {CONFIG} is no training run's of this program ({e}); name another folder"
+            ) from None
+        if not (resume or force):
+            raise SpatialAvatarError(f"{out}: holds a training run; go on with --resume, or start over with --force")
+    elif taken := [name for name in PARTS if name in names]:
+        raise SpatialAvatarError(f"{out}: holds {taken[0]}, but no {CONFIG} of a training run; name another folder")
     files.claim_output_folder(out, CONFIG, force)
+
+
+def _inside(location: str, folder: files.Location) -> bool:
+    if files.is_local(location) and files.is_local(folder):
+        return files.local_path(location).resolve().is_relative_to(files.local_path(folder).resolve())
+    return files.join(location, "").startswith(files.join(folder, ""))
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a training comes from, as its checkpoints say."""
+
+    parent: dict[str, Any] | None  # hash of the Phase-1 generator, and how that was trained
+    licence: str
+    anchor: str | None  # hash of the weights that L2-SP holds on to
 
 
 class _Run:
@@ -122,15 +176,14 @@ class _Run:
         self,
         trainer: Trainer,
         generator: Generator,
-        head: HeadModel,
+        held_out: ClipPool,
         config: TrainConfig,
         out: files.Location,
-        parent: dict[str, Any] | None,
-        licence: str,
+        origin: Origin,
         observe: Callable[[Progress], None],
     ) -> None:
-        self.trainer, self.generator, self.head = trainer, generator, head
-        self.config, self.out, self.parent, self.licence, self.observe = config, out, parent, licence, observe
+        self.trainer, self.generator, self._held_out_pool = trainer, generator, held_out
+        self.config, self.out, self.origin, self.observe = config, out, origin, observe
         self.progress = Progress(0, config.steps, 0.0)
         self._window: list[dict[str, float]] = []
         self._log_lines: list[str] = []
@@ -139,13 +192,13 @@ class _Run:
         self._board: Any = None
         self._held_out: list[Batch] | None = None
 
-    def resume(self, folder: str) -> None:
-        config = self.config.model_dump(mode="json")
-        state = checkpoints.load_checkpoint(folder, self.generator, self.trainer.optimizer, config)
+    def resume(self, found: Checkpoint) -> None:
+        """Stand where the checkpoint was written; the generator has its weights already."""
+        restore_optimizer(self.generator, self.trainer.optimizer, found.moments)
+        state = found.state
         self.trainer.seek(state.step)
-        self.parent = state.parent
         self._window = state.window
-        self.progress = Progress(state.step, self.config.steps, state.seconds, saved=folder)
+        self.progress = Progress(state.step, self.config.steps, state.seconds, saved=found.folder)
         where = files.join(self.out, LOG)
         lines = files.read_bytes(where).decode().splitlines() if files.exists(where) else []
         # lines of steps that the killed run did after its checkpoint are done again
@@ -155,12 +208,19 @@ class _Run:
         self._since = time.perf_counter()
         self.observe(self.progress)
         while self.trainer.step_number < self.config.steps:
-            batch = next(stream).to(device)
+            batch = next(stream)
             try:
+                batch = batch.to(device)
                 objective, norm = self.trainer.step(batch)
+                self._after_step(objective, norm)
             except NotFinite as e:
                 raise self._stopped(batch, e) from None
-            self._after_step(objective, norm)
+            except torch.OutOfMemoryError:
+                raise SpatialAvatarError(
+                    f"{self.out}: out of memory on {device} at step {self.trainer.step_number + 1} with batch_size "
+                    f"{self.config.batch_size}; lower it, or set gradient_checkpointing: true (--resume takes that); "
+                    "'spatialavatar model summary --config FILE' says what a training needs"
+                ) from None
 
     def save(self) -> None:
         """Write a checkpoint unless the newest one is of this very step."""
@@ -171,18 +231,19 @@ class _Run:
         if self.progress.saved is not None and self.progress.saved.endswith(name):
             return
         config = self.config.model_dump(mode="json")
-        state = TrainingState(step, self.progress.seconds, config, self.parent, self._window)
+        origin = self.origin
+        state = TrainingState(step, self.progress.seconds, config, origin.parent, self._window, origin.anchor)
         training = {
             "phase": self.config.phase,
             "step": step,
             "samples": step * self.config.batch_size,
-            "licence": self.licence,
-            "parent": self.parent,
+            "resolution": self.config.resolution,  # pixels that it learned to fill
+            "licence": origin.licence,
+            "parent": origin.parent,
         }
+        moments = optimizer_arrays(self.generator, self.trainer.optimizer)
         keep = self.config.keep_checkpoints
-        self.progress.saved = checkpoints.save_checkpoint(
-            self.out, self.generator, self.trainer.optimizer, state, training, keep
-        )
+        self.progress.saved = save_checkpoint(self.out, self.generator, moments, state, training, keep)
 
     def close(self) -> None:
         self._write_log()
@@ -191,11 +252,9 @@ class _Run:
 
     def _after_step(self, objective: Objective, norm: float) -> None:
         step, config = self.trainer.step_number, self.config
-        terms = {
-            "loss": float(objective.loss.detach()),
-            **{name: float(value) for name, value in objective.terms.items()},
-        }
-        self._window.append({**terms, "gradient_norm": norm})
+        tensors = {"loss": objective.loss.detach(), **objective.terms}
+        values = torch.stack(list(tensors.values())).tolist()  # waits for the device once
+        self._window.append({**dict(zip(tensors, values, strict=True)), "gradient_norm": norm})
         last = step == config.steps
         self.progress.step = step
         if step % config.log_every == 0 or last:
@@ -215,7 +274,7 @@ class _Run:
         line = {
             "step": step,
             **means,
-            "learning_rate": self.trainer.optimizer.param_groups[0]["lr"],
+            "learning_rate": self.trainer.learning_rate,
             "seconds": round(self.progress.seconds, 3),
         }
         self.progress.latest = line
@@ -232,7 +291,7 @@ class _Run:
         """Held-out samples as they are now: a picture, and their PSNR in the log."""
         self._tick()
         if self._held_out is None:
-            self._held_out = held_out_batches(self.config, self.head)
+            self._held_out = held_out_batches(self.config, self._held_out_pool)
         device = next(self.generator.parameters()).device
         self.trainer.module.eval()
         shown = []
@@ -241,7 +300,7 @@ class _Run:
             decoded = self.generator(there.sources, there.target.params, there.target.camera)
             shown.append((batch, render(self.generator, decoded, there)))
         value = mean_psnr([pictures for _, pictures in shown])
-        rows = max(1, SHEET_ROWS // len(shown) + 1)
+        rows = math.ceil(SHEET_ROWS / len(shown))
         picture = stacked([sample_sheet(batch, pictures, rows) for batch, pictures in shown])
         step = self.trainer.step_number
         files.write_bytes(files.join(self.out, SHEETS, f"step-{step:08d}.png"), encode(picture, "png"))
@@ -266,10 +325,11 @@ class _Run:
         where = files.join(self.out, FAILED_BATCH)
         files.write_tensors(where, batch.arrays(), {"step": str(self.trainer.step_number + 1)})
         saved = self.progress.saved
-        kept = f"the last good checkpoint is {saved}" if saved else "there is no checkpoint yet"
+        rate = f"optimizer.learning_rate={self.config.optimizer.learning_rate / 2:g}"
+        advice = f"go on from {saved} with --resume --set {rate}" if saved else f"start again with --force --set {rate}"
         return SpatialAvatarError(
-            f"{self.out}: {error}; its batch (samples {batch.numbers.tolist()}) is kept in {where}, {kept}; lower "
-            "optimizer.learning_rate, or look at the samples"
+            f"{self.out}: {error}; its batch (samples {batch.numbers.tolist()}) is kept in {where}: look at the "
+            f"samples, or {advice}"
         )
 
     def _write_log(self) -> None:
@@ -282,9 +342,8 @@ class _Run:
         self._since = now
 
 
-def held_out_batches(config: TrainConfig, head: HeadModel) -> list[Batch]:
-    """The same samples every time, from the held-out subjects where there are some."""
-    pool = open_pool(config.held_out or config.data, head)
+def held_out_batches(config: TrainConfig, pool: ClipPool) -> list[Batch]:
+    """The same samples of a pool every time."""
     numbers = range(config.held_out_samples)
     size = config.batch_size
     examples = [make_example(pool, number, config) for number in numbers]

@@ -4,11 +4,11 @@
 """
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from spatialavatar.generator.decoder import Decoded
@@ -51,7 +51,8 @@ def render(generator: Generator, decoded: Decoded, batch: Batch) -> Pictures:
     head, target = generator.head, batch.target
     with torch.no_grad():
         vertices = head(target.params)
-    world = bind(decoded.gaussians, vertices, head.faces, generator.layout.face_index)
+    local = replace(decoded.gaussians, color=decoded.gaussians.color[..., :3])  # nothing shows the other channels
+    world = bind(local, vertices, head.faces, generator.layout.face_index)
     seen = rasterize(world, target.camera)
     return Pictures(
         composite_rendering(seen.features, seen.alpha, target.region, batch.background),
@@ -62,9 +63,14 @@ def render(generator: Generator, decoded: Decoded, batch: Batch) -> Pictures:
 class TrainingModule(nn.Module):
     """The generator and its objective.
 
+    Weights stay in float32 whatever the precision: under bf16 the forward pass of the generator runs in an autocast of
+    its own, splatter and losses in float32. An engine around it must neither cast the weights nor add an autocast.
+
     ``lpips`` is needed where lambda_lp is not 0, ``anchor`` where lambda_sp is not 0. They are no part of the
     module's parameters.
     """
+
+    _pairs: Int[Tensor, "P 2"]
 
     def __init__(
         self, generator: Generator, config: TrainConfig, lpips: Lpips | None = None, anchor: Anchor | None = None
@@ -74,7 +80,7 @@ class TrainingModule(nn.Module):
         self.config = config
         self._lpips = lpips
         self._anchor = anchor
-        self._pairs = texel_pairs(generator.layout)
+        self.register_buffer("_pairs", texel_pairs(generator.layout), persistent=False)
 
     def forward(self, batch: Batch) -> Objective:
         half = self.config.precision == "bf16"
@@ -96,7 +102,6 @@ class TrainingModule(nn.Module):
         """Weight and batch mean of each term that has a weight."""
         weights, target = self.config.loss, batch.target
         prediction, shown = pictures.prediction, pictures.target
-        pairs = self._pairs.to(prediction.device)
         terms: dict[str, tuple[float, Tensor]] = {}
 
         def add(name: str, weight: float, value: Any) -> None:
@@ -111,8 +116,8 @@ class TrainingModule(nn.Module):
             weights.lambda_box,
             lambda: face_box_l1(prediction, shown, target.face_box, weights.face_box_dilation),
         )
-        add("ps", weights.lambda_ps, lambda: total_variation(decoded.position_offset, pairs))
-        add("ss", weights.lambda_ss, lambda: total_variation(decoded.log_scale_offset, pairs))
+        add("ps", weights.lambda_ps, lambda: total_variation(decoded.position_offset, self._pairs))
+        add("ss", weights.lambda_ss, lambda: total_variation(decoded.log_scale_offset, self._pairs))
         add("jac", weights.lambda_jac, lambda: self._jacobian(batch, decoded))
         if decoded.deltas:
             add("delta", weights.lambda_delta, lambda: residual_shrinkage(decoded.deltas, batch.background))

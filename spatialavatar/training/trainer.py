@@ -1,5 +1,7 @@
 """One training step: forward, backward, clip, update (method.md section 3)."""
 
+from collections.abc import Callable
+
 import torch
 from torch.nn.utils import clip_grad_norm_
 
@@ -15,13 +17,21 @@ class NotFinite(SpatialAvatarError):
 
 
 class Trainer:
-    """A module with its optimizer and schedule, driven batch by batch in one process."""
+    """A module with its optimizer and schedule, driven batch by batch.
 
-    def __init__(self, module: TrainingModule, config: TrainConfig) -> None:
+    ``all_agree`` takes whether a value is finite (a bool tensor) and says whether to go on: workers that train together
+    must decide alike.
+    """
+
+    def __init__(
+        self, module: TrainingModule, config: TrainConfig, all_agree: Callable[[torch.Tensor], bool] = bool
+    ) -> None:
         self.module, self.config = module, config
         self.optimizer = build_optimizer(module, config.optimizer)
         self.scheduler = build_scheduler(self.optimizer, config.schedule, config.steps)
         self.step_number = 0
+        self.learning_rate = 0.0  # of the last step, before the encoder side's decay
+        self._all_agree = all_agree
         self._trained = [p for p in module.parameters() if p.requires_grad]
 
     def seek(self, step: int) -> None:
@@ -40,11 +50,14 @@ class Trainer:
         objective.loss.backward()  # type: ignore[no-untyped-call]
         norm = clip_grad_norm_(self._trained, self.config.optimizer.clip_norm)
         self._require_finite(norm, "gradient")
+        self.learning_rate = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
         self.scheduler.step()
         self.step_number += 1
         return objective, float(norm)
 
     def _require_finite(self, value: torch.Tensor, what: str) -> None:
-        if not bool(torch.isfinite(value)):
-            raise NotFinite(f"{what} is {float(value)} at step {self.step_number + 1}")
+        finite = torch.isfinite(value.detach())
+        if not self._all_agree(finite):
+            found = f"{float(value.detach())}" if not finite else "not finite on another worker"
+            raise NotFinite(f"{what} is {found} at step {self.step_number + 1}")

@@ -17,17 +17,20 @@ from spatialavatar.generator.checkpoint import (
     CHECKPOINTS,
     COMPLETE,
     FILE,
+    build_generator,
     complete_checkpoints,
     find_generator,
+    load_weights,
     read_facts,
     read_generator,
+    read_weights,
     write_generator,
 )
 from spatialavatar.generator.generator import Generator
 from spatialavatar.head import HeadInfo, HeadModel, write_head
 from spatialavatar.head.model import ARRAYS
 from tests.builders.clips import tiny_head
-from tests.builders.generators import awaken, tiny_drivers, tiny_generator, tiny_sources
+from tests.builders.generators import awaken, tiny_drivers, tiny_generator, tiny_generator_config, tiny_sources
 
 HEAD = tiny_head()
 SMALL: dict[str, Any] = {"backbone": "vit_small_patch16_dinov3", "architecture": {}}
@@ -94,13 +97,13 @@ def encoder_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_round_trip_to_the_bit(tmp_path: Path, changes: dict[str, Any]) -> None:
     generator = awaken(tiny_generator(HEAD, **changes))
-    digest = write_generator(tmp_path / FILE, generator, {"phase": 2, "licences": ["CC-BY-4.0"]})
+    digest = write_generator(tmp_path / FILE, generator, {"phase": 2, "licence": "CC-BY-4.0"})
     torch.manual_seed(99)  # what the reader makes before it loads is other weights
     found, facts = read_generator(tmp_path / FILE, HEAD)
     assert found.config == generator.config == facts.config
     assert facts.hash == digest and facts.layout_fingerprint == generator.layout.fingerprint
     assert facts.head.hash == HEAD.content_hash and facts.head.licence == HEAD.info.licence
-    assert facts.training["phase"] == 2 and facts.training["licences"] == ["CC-BY-4.0"]
+    assert facts.training["phase"] == 2 and facts.training["licence"] == "CC-BY-4.0"
     assert not found.training and found.encoder.checksum() == facts.encoder_checksum
     for name, value in generator.state_dict().items():
         assert torch.equal(found.state_dict()[name], value), name
@@ -272,6 +275,66 @@ def test_a_trained_backbone_needs_no_other_file(encoder_weights: Path, tmp_path:
     assert torch.equal(found.encoder.backbone.cls_token, generator.encoder.backbone.cls_token)
 
 
+def test_a_file_of_another_generator_with_other_encoder_weights(with_file: tuple[Path, Path], tmp_path: Path) -> None:
+    """Whoever loads into a generator that exists is told, too."""
+    path, weights = with_file
+    state = safetensors.torch.load_file(weights)
+    state["blocks.7.mlp.fc1.bias"][3] += 1e-3
+    other = tmp_path / "other.safetensors"
+    safetensors.torch.save_file(state, other)
+    generator = tiny_generator(HEAD, encoder={**SMALL, "weights": str(other)})
+    before = {name: p.detach().clone() for name, p in generator.named_parameters()}
+    facts = read_facts(path)
+    refused(
+        f"{FILE}: was trained on encoder weights .*other.safetensors",
+        lambda: load_weights(generator, path, facts, read_weights(path, facts)),
+    )
+    assert all(torch.equal(p, before[name]) for name, p in generator.named_parameters())
+
+
+def test_a_backbone_that_was_trained_and_is_frozen_now_stays_in_the_file(encoder_weights: Path, tmp_path: Path) -> None:
+    start = tmp_path / "encoder.safetensors"
+    start.write_bytes(encoder_weights.read_bytes())
+    trained = tiny_generator(HEAD, encoder={**SMALL, "weights": str(start), "frozen": False})
+    with torch.no_grad():
+        trained.encoder.backbone.cls_token += 1
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    write_generator(first, trained, {})
+    start.unlink()
+    frozen = tiny_generator_config(encoder={**SMALL, "weights": str(start)})
+    facts = read_facts(first)
+    again = build_generator(frozen, HEAD, first, facts, read_weights(first, facts))
+    assert not any(p.requires_grad for p in again.encoder.backbone.parameters())
+    write_generator(second, again, {})
+    found, facts = read_generator(second, HEAD)
+    assert facts.backbone_in_file and facts.config.encoder.frozen
+    assert torch.equal(found.encoder.backbone.cls_token, trained.encoder.backbone.cls_token)
+
+
+def test_a_frozen_backbone_goes_on_to_be_trained(with_file: tuple[Path, Path], tmp_path: Path) -> None:
+    path, weights = with_file
+    facts = read_facts(path)
+    unfrozen = tiny_generator_config(encoder={**SMALL, "weights": str(weights), "frozen": False})
+    generator = build_generator(unfrozen, HEAD, path, facts, read_weights(path, facts))
+    assert generator.encoder.backbone.cls_token.requires_grad
+    assert generator.encoder.checksum() == facts.encoder_checksum and not facts.backbone_in_file
+    write_generator(tmp_path / "second.safetensors", generator, {})
+    weights.unlink()
+    found, facts = read_generator(tmp_path / "second.safetensors", HEAD)
+    assert facts.backbone_in_file
+    assert torch.equal(found.encoder.backbone.cls_token, generator.encoder.backbone.cls_token)
+
+
+def test_weights_of_16_bits_are_written_in_32(tmp_path: Path) -> None:
+    generator = awaken(tiny_generator(HEAD))
+    rounded = generator.unet.output.weight.data.bfloat16()
+    generator.unet.output.weight.data = rounded
+    write_generator(tmp_path / FILE, generator, {})
+    found, _ = read_generator(tmp_path / FILE, HEAD)
+    assert found.unet.output.weight.dtype == torch.float32
+    assert torch.equal(found.unet.output.weight, rounded.float())
+
+
 def test_random_weights_ignore_where_others_lie(file: Path) -> None:
     found, _ = read_generator(file, HEAD, encoder_weights="/no/such.safetensors")
     assert found.config.encoder.weights == "random"
@@ -310,4 +373,7 @@ def test_complete_checkpoints_oldest_first(tmp_path: Path) -> None:
 def test_nothing_there(tmp_path: Path) -> None:
     run_with(tmp_path / "run", [], incomplete=[10])
     refused(f"run: holds neither {FILE} nor a complete checkpoint", lambda: read_generator(tmp_path / "run", HEAD))
-    refused(r"absent: no such file", lambda: read_generator(tmp_path / "absent", HEAD))
+    refused(
+        r"absent: no training run, checkpoint or generator.safetensors there",
+        lambda: read_generator(tmp_path / "absent", HEAD),
+    )

@@ -221,7 +221,12 @@ def test_architecture_is_for_random_weights_alone() -> None:
     one_line(error)
 
 
-@pytest.mark.parametrize("architecture", [{"width": 3}, {"num_heads": 0}])
+def test_an_unknown_architecture_key() -> None:
+    with pytest.raises(ValueError, match="'embed_dim', 'depth' or 'num_heads'"):
+        tiny_encoder_config(architecture={"width": 3})
+
+
+@pytest.mark.parametrize("architecture", [{"num_heads": 0}])
 def test_an_impossible_architecture(architecture: dict[str, int]) -> None:
     with pytest.raises(
         SpatialAvatarError, match=f"^encoder {SMALL} with architecture {{'.*embed_dim, depth and num_heads"

@@ -79,7 +79,7 @@ def test_one_source_is_the_same_with_and_without_pooling(pool: str) -> None:
     points = generator.layout.points(generator.head(sources.params), HEAD.faces)
     features, valid = warp(generator.dpt(encoded.maps), points, sources.camera)
     colors, _ = warp(sources.images[:, 0], points, sources.camera)
-    texels = torch.cat([features, colors, valid], -1)
+    texels = torch.cat([colors, valid, features], -1)
     maps = torch.cat([generator.layout.to_map(texels), generator.rest_map.expand(2, -1, -1, -1)], 1)
     expected = generator.layout.from_map(generator.unet(maps, encoded.cls))
     assert torch.equal(generator.encode(sources), expected)
@@ -317,7 +317,7 @@ def test_bf16_autocast_stays_near_float32(pool: str) -> None:
         found = values(mixed)[name]
         assert found.dtype == torch.float32, name
         spread = (value - value.mean()).norm()
-        assert (found - value).norm() < 0.05 * spread, name
+        assert (found - value).norm() < 0.1 * spread, name
         assert not torch.equal(found, value), name  # it did compute in 16 bits
     mixed.gaussians.position.sum().backward()
     assert all(p.grad.isfinite().all() for p in generator.parameters() if p.grad is not None)
@@ -331,8 +331,8 @@ def test_bf16_keeps_the_geometry_of_the_warp_in_full_precision() -> None:
     generator.encode(sources)
     with torch.autocast("cpu", torch.bfloat16):
         generator.encode(sources)
-    assert torch.equal(kept[0][..., -4:], kept[1][..., -4:])  # colour and validity
-    assert not torch.equal(kept[0][..., :-4], kept[1][..., :-4])
+    assert torch.equal(kept[0][..., :4], kept[1][..., :4])  # colour and validity
+    assert not torch.equal(kept[0][..., 4:], kept[1][..., 4:])
 
 
 def test_more_than_three_channels_reach_the_picture() -> None:
@@ -349,6 +349,16 @@ def test_the_head_is_no_part_of_it() -> None:
     assert generator.head is not HEAD
     generator.double()
     assert HEAD.template.dtype == torch.float32  # whoever shares the head keeps it as it was
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_casting_it_to_16_bits_is_refused(dtype: torch.dtype) -> None:
+    generator = tiny_generator(HEAD)
+    with pytest.raises(SpatialAvatarError, match="autocast"):
+        generator.to(dtype)
+    assert {t.dtype for t in (*generator.parameters(), *generator.buffers()) if t.is_floating_point()} == {
+        torch.float32
+    }
 
 
 def test_attention_is_asked_for_by_configuration() -> None:

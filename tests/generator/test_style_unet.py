@@ -11,12 +11,12 @@ from spatialavatar.generator.config import StyleUNetConfig
 from spatialavatar.generator.style_unet import ModulatedConv, StyleUNet
 
 CONFIG = StyleUNetConfig(channels=8, max_channels=16, coarsest=4, style_channels=12)
-IN, CLS, OUT = 7, 10, 5
+IN, SHOWN, CLS, OUT = 7, 4, 10, 5
 
 
 def unet(resolution: int = 16, config: StyleUNetConfig = CONFIG, seed: int = 0) -> StyleUNet:
     torch.manual_seed(seed)
-    return StyleUNet(config, resolution, IN, CLS, OUT).double()
+    return StyleUNet(config, resolution, IN, SHOWN, CLS, OUT).double()
 
 
 def inputs(batch: int, resolution: int = 16, seed: int = 1) -> tuple[Tensor, Tensor]:
@@ -35,8 +35,10 @@ def test_modulated_convolution_is_karras_eqs_1_and_3(size: int, demodulate: bool
     style = torch.randn(3, 12, dtype=torch.float64)
     expected = []
     for sample, s in zip(x, style):
-        scale = conv.affine.weight @ s + conv.affine.bias
-        weight = conv.weight * scale[None, :, None, None]  # eq. 1
+        scale = (
+            conv.affine.weight @ s / 12**0.5 + conv.affine.bias
+        )  # equalised: weights of unit variance, scaled in use
+        weight = conv.weight / (IN * size * size) ** 0.5 * scale[None, :, None, None]  # eq. 1
         if demodulate:
             weight = weight / (weight.square().sum((1, 2, 3), keepdim=True) + 1e-8).sqrt()  # eq. 3
         expected.append(conv2d(sample[None], weight, conv.bias, padding=size // 2))
@@ -49,6 +51,51 @@ def test_demodulated_output_has_the_inputs_variance() -> None:
     style = 5 * torch.randn(4, 12)  # scales far from 1
     out = conv(torch.randn(4, 64, 32, 32), style)
     assert ((out.std((1, 2, 3)) - 1).abs() < 0.1).all()
+
+
+def test_output_starts_as_small_as_told() -> None:
+    torch.manual_seed(0)
+    conv = ModulatedConv(64, 64, 12, size=1, demodulate=False, start=0.1)
+    out = conv(torch.randn(4, 64, 32, 32), torch.zeros(4, 12))
+    assert float(out.std()) == pytest.approx(0.1, rel=0.1)
+
+
+def test_weights_have_unit_variance_whatever_their_layers_width() -> None:
+    """Equalised learning rate: one step of Adam is the same share of each."""
+    for width in (4, 64):
+        net = unet(16, CONFIG.model_copy(update={"channels": width, "max_channels": width}))
+        styled = [m for m in net.modules() if isinstance(m, ModulatedConv)]
+        spreads = [float(m.weight.std()) for m in styled if m.weight.numel() > 100]
+        assert spreads and all(0.85 < spread < 1.15 for spread in spreads)
+        assert net(*inputs(2)).std() < 10
+
+
+def test_what_is_shown_has_a_way_past_the_levels() -> None:
+    """At the start the output follows the shown channels, texel by texel."""
+    net = unet()
+    maps, cls = inputs(1)
+    base = net(maps, cls)
+
+    def change(channel: int) -> Tensor:
+        changed = maps.clone()
+        changed[0, channel, 3, 5] += 1
+        return (net(changed, cls) - base)[0, :, 3, 5].abs().sum()
+
+    assert change(0) > 3 * change(IN - 1)
+    torch.testing.assert_close(
+        net(maps, cls) - net.output(*_last_input(net, maps, cls)),
+        conv2d(maps[:, :SHOWN], net.shortcut.weight, net.shortcut.bias),
+        atol=1e-12,
+        rtol=0,
+    )
+
+
+def _last_input(net: StyleUNet, maps: Tensor, cls: Tensor) -> tuple[Tensor, Tensor]:
+    kept: list[tuple[Tensor, Tensor]] = []
+    handle = net.output.register_forward_pre_hook(lambda _, inputs: kept.append(inputs))
+    net(maps, cls)
+    handle.remove()
+    return kept[0]
 
 
 def test_skips_enter_as_scale_and_shift() -> None:

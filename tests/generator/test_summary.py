@@ -14,7 +14,7 @@ from spatialavatar.generator.summary import (
     saved_bytes,
     summarize,
 )
-from spatialavatar.training.config import DataConfig, TrainConfig
+from spatialavatar.training.config import DataConfig, SamplerConfig, TrainConfig
 from tests.builders.clips import tiny_head
 from tests.builders.generators import tiny_generator, tiny_generator_config
 
@@ -100,6 +100,23 @@ def test_checkpointing_and_bf16_keep_less() -> None:
     assert plain["encoder"] == 0  # frozen
     assert plain[OBJECTIVE] > 0
     assert not generator.unet.recompute
+
+
+def test_the_largest_block_computed_anew_counts() -> None:
+    """It is alive beside all that was kept when the backward pass comes to it."""
+    generator = tiny_generator(tiny_head())
+    config = training(gradient_checkpointing=True, loss={"lambda_lp": 0.0})
+    found = summarize(generator, config=config).training
+    (kept,) = (sum(part.activations for part in s.parts) for s in [summarize(generator, sources=1, config=config)])
+    assert found is not None
+    one = summarize(
+        generator, config=config.model_copy(update={"batch_size": 1, "sampler": SamplerConfig(max_sources=1)})
+    )
+    assert one.training is not None
+    anew = one.training.activations - kept
+    levels = 8 * 32 * 32 * 4  # bytes of the finest level's maps: its block keeps several of them
+    assert 3 * levels < anew < kept
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in generator.modules())
 
 
 def test_saved_bytes_count_each_storage_once() -> None:

@@ -14,8 +14,10 @@ from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.generator.checkpoint import complete_checkpoints, read_facts, read_generator
 from spatialavatar.training import run as runs
 from spatialavatar.training.config import TrainConfig
+from spatialavatar.training.optimization import learning_rate_factor
 from spatialavatar.training.run import Progress, StopTraining, train
 from spatialavatar.training.setup import training_head
+from tests.builders.generators import tiny_generator_config
 from tests.builders.training import tiny_clips, tiny_head_file, tiny_training
 
 
@@ -87,10 +89,13 @@ def test_a_run_leaves_what_it_says(phase1: Path, folder: Path) -> None:
     lines = log(phase1)
     assert [line["step"] for line in lines] == [2, 4, 4]
     assert {"loss", "l1", "ms", "jac", "mse", "gradient_norm", "learning_rate"} <= lines[0].keys()
+    schedule = config_of(folder).schedule
+    rates = [1e-3 * learning_rate_factor(step, 4, schedule) for step in (1, 3)]  # of the steps that were done
+    assert [line["learning_rate"] for line in lines[:2]] == pytest.approx(rates)
     assert lines[2].keys() == {"step", "held_out_psnr"}
     facts = read_facts(phase1)
     assert facts.training["phase"] == 1 and facts.training["step"] == 4 and facts.training["samples"] == 12
-    assert "CC0" in facts.training["licence"] or facts.training["licence"]
+    assert facts.training["resolution"] == 32 and facts.training["licence"] == "not stated"
     generator, _ = read_generator(phase1, training_head(config_of(folder)))
     assert not generator.training
 
@@ -176,8 +181,25 @@ def test_a_damaged_checkpoint_is_named(folder: Path) -> None:
     data = bytearray(file.read_bytes())
     data[-5] ^= 1
     file.write_bytes(data)
-    with pytest.raises(SpatialAvatarError, match="do not belong together"):
+    with pytest.raises(SpatialAvatarError, match=r"no checkpoint can be read.*do not belong together.*--force"):
         train(config_of(folder), out, resume=True)
+
+
+@pytest.mark.parametrize("name", ["optimizer.safetensors", "generator.safetensors", "checkpoint.json"])
+def test_a_damaged_newest_checkpoint_is_passed_over(
+    folder: Path, phase1: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = folder / f"passed-{name}"
+    with pytest.raises(Killed):
+        train(config_of(folder, checkpoint_every=1), out, observe=kill_at(3))
+    file = Path(complete_checkpoints(out)[-1]) / name
+    file.write_bytes(file.read_bytes()[:-7])
+    resumed_from: list[int] = []
+    train(config_of(folder, keep_checkpoints=1), out, resume=True, observe=lambda p: resumed_from.append(p.step))
+    assert resumed_from[0] == 2
+    assert "passed over" in caplog.text and "step-00000003" in caplog.text and "\n" not in caplog.messages[-1]
+    assert all(np.array_equal(weights(out)[name], weights(phase1)[name]) for name in weights(phase1))
+    assert [p.name for p in (out / "checkpoints").iterdir()] == ["step-00000004"]
 
 
 def test_only_the_newest_checkpoints_are_kept(folder: Path) -> None:
@@ -191,9 +213,30 @@ def test_another_configuration_does_not_resume_a_run(folder: Path) -> None:
     out = folder / "changed"
     with pytest.raises(Killed):
         train(config_of(folder), out, observe=kill_at(2))
-    with pytest.raises(SpatialAvatarError, match=r"optimizer\.learning_rate: 0\.001 then, 0\.002 now"):
-        train(config_of(folder, optimizer={"learning_rate": 2e-3}), out, resume=True)
-    train(config_of(folder, log_every=1), out, resume=True)  # what changes nothing may change
+    with pytest.raises(SpatialAvatarError, match=r"optimizer\.weight_decay: 0\.0 then, 0\.1 now"):
+        train(config_of(folder, optimizer={"weight_decay": 0.1}), out, resume=True)
+    with pytest.raises(SpatialAvatarError, match=r"generator\.encoder\.frozen: False then, True now"):
+        generator = tiny_generator_config(encoder={"frozen": True}).model_dump()
+        train(config_of(folder, generator=generator), out, resume=True)
+
+
+def test_what_changes_nothing_may_change_at_resumption(folder: Path, phase1: Path) -> None:
+    out = folder / "freely-changed"
+    with pytest.raises(Killed):
+        train(config_of(folder), out, observe=kill_at(2))
+    train(config_of(folder, data={"memory_gb": 0.0}, checkpoint_every=1), out, resume=True)
+    assert_same_end(out, phase1)
+
+
+def test_a_lower_rate_leads_on_and_is_recorded(folder: Path, phase1: Path) -> None:
+    out = folder / "slower"
+    with pytest.raises(Killed):
+        train(config_of(folder), out, observe=kill_at(2))
+    slower = config_of(folder, optimizer={"learning_rate": 1e-4, "clip_norm": 1.0})
+    newest = train(slower, out, resume=True)
+    assert files.read_json(f"{newest}/checkpoint.json")["config"]["optimizer"]["learning_rate"] == 1e-4
+    first, second = log(out)[:2]
+    assert first == log(phase1)[0] and second["learning_rate"] < 0.2 * log(phase1)[1]["learning_rate"]
 
 
 def test_a_taken_folder_is_refused_and_force_starts_over(folder: Path, phase1: Path) -> None:
@@ -218,12 +261,18 @@ def test_a_loss_that_is_no_number_keeps_the_batch_and_the_last_checkpoint(
             yield batch
 
     monkeypatch.setattr(runs, "batches", poisoned)
-    with pytest.raises(SpatialAvatarError, match=r"loss is nan at step 3; its batch .* is kept in .*step-00000002"):
+    with pytest.raises(
+        SpatialAvatarError,
+        match=r"loss is nan at step 3; its batch .* kept in .*step-00000002 with --resume --set .*rate=0.0005",
+    ):
         train(config_of(folder), out)
     kept, metadata = files.read_tensors(out / "failed-batch.safetensors")
     assert metadata["step"] == "3" and np.isnan(kept["target.image"][0, 5, 5]).all()
     assert kept["numbers"].tolist() == [6, 7, 8]
     assert complete_checkpoints(out)[-1].endswith("step-00000002")
+    monkeypatch.setattr(runs, "batches", made)
+    train(config_of(folder, optimizer={"learning_rate": 5e-4}), out, resume=True)
+    assert not (out / "failed-batch.safetensors").exists()
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,7 @@ def golden_run(folder: Path, phase: int) -> list[float]:
         }
     config = config_of(folder, "mono" if phase == 1 else "takes", **changes)
     start = config.model_copy(
-        update={"phase1_checkpoint": None, "loss": config.loss.model_copy(update={"lambda_sp": 0})}
+        update={"phase": 1, "phase1_checkpoint": None, "loss": config.loss.model_copy(update={"lambda_sp": 0})}
     )
     generator, _ = start_generator(start, training_head(config))
     anchor = anchor_at(generator) if phase == 2 else None
