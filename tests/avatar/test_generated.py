@@ -26,7 +26,7 @@ from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.generator.checkpoint import write_generator
 from spatialavatar.head import HeadParams
 from spatialavatar.head.canonical import canonical
-from spatialavatar.refine import RefineConfig, generator_start, refine_clip, template_start
+from spatialavatar.refine import RefineConfig, avatar_start, generator_start, refine_clip, template_start
 from spatialavatar.splat.camera import Camera
 from tests.builders.clips import tiny_cameras, tiny_clip, tiny_head, tiny_params
 from tests.builders.generators import IMAGE_SIZE, awaken, tiny_generator
@@ -351,6 +351,59 @@ def test_refinement_starts_from_the_generator(tmp_path: Path) -> None:
     color = refined.appearance.gaussians.color
     assert color.shape[-1] == 5 and color[..., :3].min() >= 0 and color[..., :3].max() <= 1
     torch.testing.assert_close(color[..., 3:], start.gaussians.color[..., 3:])
+
+
+def test_a_start_is_known_by_what_it_is_computed_from(tmp_path: Path, clip: TrackedClip) -> None:
+    avatar = made(tmp_path, clip)
+    look = avatar.appearance
+    assert isinstance(look, GeneratedAppearance)
+    name = next(iter(look.weights))
+    changes = (
+        {},
+        {"appearance": replace(look, features=look.features + 1e-6)},
+        {"appearance": replace(look, weights={**look.weights, name: look.weights[name] + 1e-6})},
+        {"reference_params": replace(avatar.reference_params, jaw=avatar.reference_params.jaw + 0.1)},
+    )
+    fingerprints = []
+    for number, change in enumerate(changes):
+        write_avatar(tmp_path / f"{number}", replace(avatar, **change))
+        fingerprints.append(avatar_start(tmp_path / f"{number}", tiny_head()).fingerprint)
+    assert len(set(fingerprints)) == len(changes)
+    assert avatar_start(tmp_path / "0", tiny_head()).fingerprint == fingerprints[0]
+    loaded = load_generator(tmp_path / "g", tiny_head())
+    starts = [generator_start(clip, tiny_head(), loaded, k) for k in (1, 2, 2)]
+    assert starts[0].fingerprint != starts[1].fingerprint == starts[2].fingerprint
+
+
+def test_named_portraits_are_baked_at_their_reference_frame(tmp_path: Path) -> None:
+    yaw = [0.3, -0.1, 0.02, 0.4]
+    for jaw, expected in (([0.3, 0.01, 0.2, 0.1], 1), ([0.3, 1e-4, 0.2, 0.1], 1), ([0.3, 0.2, 0.2, 0.2], 1)):
+        clip = tiny_clip(tmp_path / f"{jaw}", **with_mouth(turned(yaw), jaw))  # type: ignore[arg-type]
+        portraits = look_at([SourceFrame(clip, FrameIndex(t, 0)) for t in range(4)], tiny_head(), IMAGE_SIZE)
+        avatar = reconstruct(generation(tmp_path), portraits)
+        assert avatar.provenance["clip"]["reference_frame"] == f"{clip.folder}#{expected}"
+
+
+def test_resolution_is_what_the_generator_was_trained_to_show(tmp_path: Path, clip: TrackedClip) -> None:
+    where = tmp_path / "g.safetensors"
+    portraits = look_at([SourceFrame(clip, FrameIndex(0, 0))], tiny_head(), IMAGE_SIZE)
+    for training, expected in (({}, IMAGE_SIZE), ({"resolution": 48}, 48)):
+        write_generator(where, tiny_generator(tiny_head()), training)
+        avatar = reconstruct(load_generator(where, tiny_head()), portraits)
+        assert avatar.provenance["config"]["resolution"] == expected
+
+
+def test_pictures_have_the_first_three_channels(tmp_path: Path, clip: TrackedClip) -> None:
+    renderer = AvatarRenderer(made(tmp_path, clip, decoder={"color_channels": 7}), tiny_head(), "cpu")
+    params, camera = driver(2)
+    whole = renderer.render(params, camera)
+    assert whole.features.shape[-1] == 7
+    shown = renderer.show(renderer.gaussians_for(params, camera), params, camera)
+    assert shown.features.shape[-1] == 3
+    torch.testing.assert_close(shown.features, whole.features[..., :3], rtol=0, atol=1e-6)
+    assert torch.equal(shown.alpha, whole.alpha)
+    white = whole.features[..., :3] + (1 - whole.alpha[..., None])
+    torch.testing.assert_close(renderer.image(params, camera), white.clamp(0, 1), rtol=0, atol=1e-6)
 
 
 @pytest.mark.gpu

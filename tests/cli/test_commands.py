@@ -1,22 +1,26 @@
 """The command line: what a person types, what they read, and the exit codes that scripts rely on."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+import typer
 
 from spatialavatar import files
 from spatialavatar.avatar import Avatar, StaticAppearance, write_avatar
+from spatialavatar.cli import main
 from spatialavatar.clip import TrackedClip
 from spatialavatar.head import HeadReference, read_head, write_head
 from spatialavatar.head.model import ARRAYS
-from spatialavatar.refine import template_start
+from spatialavatar.refine import Refinement, StepTerms, template_start
 from tests.builders.clips import tiny_clip, tiny_head
 from tests.builders.flame_like import flame_like, write_flame_pickle, write_template_obj
 
@@ -115,6 +119,9 @@ def test_export_ply_opens_and_holds_every_gaussian(world: World, run, tmp_path: 
     other = tmp_path / "other.ply"
     assert run("export", world.avatar, "--out", other, "--driver", world.driver.folder, "--frame", 2).code == 0
     assert (PlyData.read(str(other))["vertex"]["x"] != vertices["x"]).any()
+    named = tmp_path / "named.ply"
+    assert run("export", world.avatar, "--out", named, "--driver", f"{world.driver.folder}#2").code == 0
+    assert named.read_bytes() == other.read_bytes()
 
 
 def test_gaussian_avatars_is_for_flame_heads(world: World, run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -176,6 +183,49 @@ def test_clips_without_alpha_are_measured_on_black(world: World, run, tmp_path: 
     assert result.code == 2 and "measure it on black" in result.err
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_refinement_goes_on(  # type: ignore[no-untyped-def]
+    world: World, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    command = ["refine", world.clip.folder, "--head", world.head, *SHORT, "--no-evaluate", "--out", tmp_path / "a"]
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    step = Refinement.step
+
+    def interrupt(refinement: Refinement) -> StepTerms:
+        if refinement.iteration == 3:
+            signal.raise_signal(number)
+        return step(refinement)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Refinement, "step", interrupt)
+        done = run(*command)
+    assert done.code == 130 and "go on with the same command and --resume" in done.err
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert run(*command, "--resume").code == 0
+    assert (tmp_path / "a" / "gaussians.safetensors").read_bytes() == (
+        world.avatar / "gaussians.safetensors"
+    ).read_bytes()
+
+
+def test_a_head_beside_its_clip_is_found_and_remembered(world: World, run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    shutil.copytree(world.clip.folder, tmp_path / "clip")
+    shutil.copy(world.head, tmp_path / "clip")
+    clip, out = tmp_path / "clip", tmp_path / "avatars" / "ann"
+    assert run("refine", clip, "--out", out, *SHORT, "--no-evaluate").code == 0
+    named = json.loads((out / "avatar.json").read_text())["provenance"]["head_file"]
+    assert named == "../../clip/tiny.head.safetensors"
+    assert run("animate", out, "--camera", "orbit", "--frames", 1, "--out", tmp_path / "a.mp4").code == 0
+
+    clip.rename(tmp_path / "moved")  # the head goes along with the clip, and lies beside it still
+    moved = tmp_path / "moved"
+    assert run("export", out, "--out", tmp_path / "a.ply").code == 2
+    assert run("export", out, "--out", tmp_path / "a.ply", "--driver", f"{moved}#1").code == 0
+    assert run("animate", out, "--driver", moved, "--frames", 1, "--out", tmp_path / "b.mp4").code == 0
+    assert run("evaluate", out, moved).code == 0
+    assert run("clip", "inspect", moved, "--out", tmp_path / "sheet.png").code == 0
+    assert "not checked" not in run("clip", "validate", moved).err
+
+
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_to_resume_from(world: World, tmp_path: Path) -> None:
     out, whole = tmp_path / "a", tmp_path / "whole"
@@ -223,6 +273,28 @@ def test_refine_goes_on_from_another_avatar(world: World, run, tmp_path: Path) -
         (["animate", "{avatar}", "--out", "{tmp}/x.mp4", "--camera", "orbit", "--frames", "-1"], "--frames"),
         (["animate", "{avatar}", "--out", "{tmp}/x.mp4", "--camera", "orbit", "--resolution", "0"], "--resolution"),
         (["export", "{avatar}", "--frame", "1"], "names an instant of --driver"),
+        (["export", "{avatar}", "--driver", "{driver}#1", "--frame", "1"], "names an instant of --driver CLIP"),
+        (["export", "{avatar}", "--driver", "{driver}#1", "-f", "gaussian-avatars"], "plays a whole clip"),
+        (
+            ["refine", "{clip}", "--head", "{head}", "--out", "{tmp}/a", "--init", "templat"],
+            "template, generator or an",
+        ),
+        (["refine", "{clip}", "--head", "{head}", "--out", "{tmp}/a", "--resume", "--force"], "give one of them"),
+        (
+            [
+                "refine",
+                "{clip}",
+                "--head",
+                "{head}",
+                "--out",
+                "{tmp}/a",
+                "--init",
+                "{avatar}",
+                "--set",
+                "uv_resolution=32",
+            ],
+            "uv_resolution 32: {avatar} has 16",
+        ),
         (["export", "{avatar}", "--format", "usd"], "expected one of ply, gaussian-avatars"),
         (["export", "{avatar}", "--driver", "{driver}", "--frame", "3", "--out", "{tmp}/x.ply"], "instants 0..2"),
     ],
@@ -286,36 +358,42 @@ def test_full_disk_is_named(world: World, run, monkeypatch: pytest.MonkeyPatch, 
     assert f"{out}: no space left on device" in result.err
 
 
+def tree(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, bool]]:
+    """Every command by its full name, and whether it is a group."""
+    below = getattr(command, "commands", {})
+    yield " ".join(path), bool(below)
+    for name, part in below.items():
+        yield from tree(part, (*path, name))
+
+
+COMMANDS = dict(tree(typer.main.get_command(main.app)))
+
+
 def test_help_teaches_without_loading_torch() -> None:
     program = (
-        "import sys; from spatialavatar.cli import main; sys.argv = ['spatialavatar', *sys.argv[1:]]\n"
-        "try: main.run()\n"
-        "except SystemExit as e: code = e.code\n"
+        "import contextlib, io, json, sys\n"
+        "from spatialavatar.cli import main\n"
+        "said = {}\n"
+        "for command in sys.argv[1:]:\n"
+        "    sys.argv = ['spatialavatar', *command.split(), '--help']\n"
+        "    with contextlib.redirect_stdout(io.StringIO()) as out:\n"
+        "        try: main.run()\n"
+        "        except SystemExit as e: assert not e.code, command\n"
+        "    said[command] = out.getvalue()\n"
         "heavy = {'torch', 'numba', 'numpy', 'cv2'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
-        "assert not code"
+        "print(json.dumps(said))"
     )
-    commands = [
-        "demo",
-        "refine",
-        "evaluate",
-        "animate",
-        "export",
-        "reconstruct",
-        "avatar",
-        "avatar bake",
-        "doctor",
-        "head",
-        "clip",
-        "head convert",
-        "clip import",
-    ]
-    for command in ["", *commands]:
-        done = subprocess.run(
-            [sys.executable, "-c", program, *command.split(), "--help"], capture_output=True, text=True, timeout=60
-        )
-        assert done.returncode == 0, f"{command}: {done.stderr}"
-        assert "spatialavatar" in done.stdout
+    done = subprocess.run([sys.executable, "-c", program, *COMMANDS], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said.keys() == COMMANDS.keys() and len(said) > 15
+    for command, text in said.items():
+        if COMMANDS[command]:
+            assert "..." not in text.partition("Commands:")[2], f"a sentence is cut short in:\n{text}"
+        else:
+            lines = [f"{line.strip()} " for line in text.splitlines()]
+            assert any(line.startswith(f"spatialavatar {command} ") for line in lines), f"{command} shows no example"
 
 
 def test_doctor_names_every_part(run) -> None:  # type: ignore[no-untyped-def]

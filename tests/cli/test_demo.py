@@ -1,6 +1,7 @@
 """``spatialavatar demo`` from end to end, at sizes that say nothing about quality."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -9,6 +10,7 @@ import pytest
 from spatialavatar import files
 from spatialavatar.avatar import read_avatar
 from spatialavatar.cli import demo
+from spatialavatar.head.builtin import generate_head
 from tests.builders.generators import tiny_generator_config
 
 PEOPLE = {"identities": 2, "instants": 3, "texture_size": 32}
@@ -17,6 +19,7 @@ SIZES = {"SIZE": 48, "UV_RESOLUTION": 16, "FRAMES": 4, "HELD_OUT": 1, "DRIVER_FR
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spatialavatar.head.builtin.generate_head", cache(generate_head))
     for name, value in SIZES.items():
         monkeypatch.setattr(demo, name, value)
     training = {

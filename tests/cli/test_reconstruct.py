@@ -12,6 +12,7 @@ import pytest
 from spatialavatar import files
 from spatialavatar.avatar import AvatarRenderer, StaticAppearance, read_avatar
 from spatialavatar.avatar.frame_name import frame_name, parse_frame_name
+from spatialavatar.avatar.reference_frame import reference_frame
 from spatialavatar.cli import main
 from spatialavatar.clip import FrameIndex, TrackedClip
 from spatialavatar.errors import SpatialAvatarError
@@ -86,6 +87,9 @@ def test_a_whole_clip_gives_k_frames(world: World, run, tmp_path: Path) -> None:
         assert result.code == 0, result.err
         taken.append(json.loads((out / "avatar.json").read_text())["provenance"]["clip"]["frames"])
     assert taken[0] == taken[1] and len(set(taken[0])) == 3
+    reference = reference_frame(tiny_head(), world.clip.params[:4])
+    clip = json.loads((tmp_path / "a" / "avatar.json").read_text())["provenance"]["clip"]
+    assert clip["reference_frame"] == taken[0][0] == f"{world.clip.folder}#{reference},0"
     assert all(parse_frame_name(name)[1] in world.clip.split("train") for name in taken[0])
     first, again = (tmp_path / out / "features.safetensors" for out in "ab")
     assert first.read_bytes() == again.read_bytes()
@@ -144,6 +148,9 @@ def test_refine_from_a_generated_avatar_and_from_the_generator(world: World, run
         (["{tmp}/none#1"], "{tmp}/none"),
         (["{clip}", "{clip}#1,1"], "5 source frames; 1 to 4 are expected"),
         (["{clip}", "--k", "5"], "--k"),
+        (["{clip}#1", "--k", "2"], "--k 2: says how many frames of a whole clip"),
+        (["{clip}#1", "--identity", "anna m"], "--identity anna_m"),
+        (["{clip}#1", "--encoder-weights", "{head}"], "holds the weights of its encoder"),
         (["{clip}#1", "--checkpoint", "{tmp}"], "holds neither generator.safetensors nor"),
         (["{clip}#1", "--checkpoint", "{head}"], "not a generator of ours"),
         (["{clip}#1", "--out", "{tmp}/papers"], "holds something else"),

@@ -228,6 +228,27 @@ def test_start_from_another_avatar(clip: TrackedClip, tmp_path: Path) -> None:
     assert read_avatar(tmp_path / "first").licence_note in again.licence_note
 
 
+def test_resuming_from_another_avatar_is_refused(clip: TrackedClip, tmp_path: Path) -> None:
+    """Of the same head, layout and identity: only the Gaussians tell them apart."""
+    for name, iterations in (("first", 1), ("second", 2)):
+        refine(clip, tmp_path / name, config(f"iterations={iterations}", *FAST))
+    first, second = (avatar_start(tmp_path / name, tiny_head()) for name in ("first", "second"))
+    assert first.origin == second.origin and first.layout.fingerprint == second.layout.fingerprint
+    out = tmp_path / "out"
+    with pytest.raises(StopRefinement):
+        refine_clip(clip, tiny_head(), first, SETTINGS, out, observe=stop_at(10))
+    before = (out / FILE).read_bytes()
+    for other in (second, template_start(tiny_head(), UV)):
+        with pytest.raises(SpatialAvatarError, match=r"made with another start \(gaussians: .* then, .* now"):
+            refine_clip(clip, tiny_head(), other, SETTINGS, out, resume=True)
+    assert (out / FILE).read_bytes() == before
+    again = avatar_start(tmp_path / "first", tiny_head())
+    refined = refine_clip(clip, tiny_head(), again, SETTINGS, out, resume=True)
+    started = refined.provenance["started_from"]
+    assert started["gaussians"] == first.fingerprint and started["identity"] == clip.identity
+    assert started["config"]["iterations"] == 1 and started["start"] == "template"
+
+
 _KILLED = """
 import sys
 from pathlib import Path
