@@ -70,6 +70,8 @@ def animate(
         clip.require_head(model)
         indices = [index for index in clip.split("all") if index.camera == 0][:frames]
         count, rate = len(indices), fps or clip.fps
+        if clip.cameras > 1 and camera == "driver":
+            say(f"{driver}: as camera 0 of its {clip.cameras} sees it")
         params = clip.params_at(indices)
     if clip is None or camera == "orbit":
         params = still(params)
