@@ -13,7 +13,6 @@ from spatialavatar.avatar.reference_frame import reference_frame
 from spatialavatar.avatar.source_frames import LEAST_FACE, SourceFrame, face_in_view
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.generator.checkpoint import GeneratorFacts, read_facts, read_generator
-from spatialavatar.generator.config import RANDOM_WEIGHTS
 from spatialavatar.generator.generator import Generator
 from spatialavatar.generator.portrait import portrait
 from spatialavatar.generator.sources import Sources
@@ -55,13 +54,11 @@ def load_generator(
 
     Also for ``encoder_weights`` that a checkpoint has no use for.
     """
-    if encoder_weights is not None:
-        encoder = read_facts(checkpoint).config.encoder
-        if not encoder.frozen or encoder.weights == RANDOM_WEIGHTS:
-            raise SpatialAvatarError(
-                f"{checkpoint}: holds the weights of its encoder, so --encoder-weights {encoder_weights} would change "
-                "nothing; leave it out"
-            )
+    if encoder_weights is not None and read_facts(checkpoint).backbone_in_file:
+        raise SpatialAvatarError(
+            f"{checkpoint}: holds the weights of its encoder, so --encoder-weights {encoder_weights} would change "
+            "nothing; leave it out"
+        )
     generator, facts = read_generator(checkpoint, head, device, encoder_weights)
     return LoadedGenerator(generator, facts, str(checkpoint))
 

@@ -65,7 +65,7 @@ def train(
     spatialavatar train --config configs/dev/phase1.yaml --set loss.lambda_jac=0 --out runs/no-jacobian
 
     Without --config, --resume takes the configuration that the run was started with. With it, FILE must say the same
-    but for what is logged, shown and saved, and a run that has no checkpoint yet starts from the beginning.
+    but for what is logged, shown and saved. A run that has no checkpoint yet starts from the beginning.
     """
     from spatialavatar import files
     from spatialavatar.config import load_config
