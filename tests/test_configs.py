@@ -7,7 +7,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from spatialavatar.cli.demo import TRAINING
+from spatialavatar.cli import demo
 from spatialavatar.config import load_config
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.generator.config import GeneratorConfig
@@ -148,7 +148,7 @@ def test_unknown_keys_and_values_are_refused(override: str, expected: str) -> No
 
 def test_the_demo_trains_the_small_generator() -> None:
     config = load_config(TrainConfig, CONFIGS / "dev" / "phase1.yaml")
-    assert GeneratorConfig.model_validate(TRAINING["generator"]) == config.generator
+    assert GeneratorConfig.model_validate(demo.TRAINING["generator"]) == config.generator
 
 
 def lookup(values: dict[str, Any], key: str) -> Any:

@@ -1,23 +1,34 @@
 """A training run in one process: what it leaves behind, exact resumption, phases, and how it stops."""
 
 import json
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
+import timm
 import torch
+import yaml
 from safetensors.numpy import load_file
 
 from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.generator.checkpoint import complete_checkpoints, read_facts, read_generator
 from spatialavatar.training import run as runs
+from spatialavatar.training.batch import Batch
 from spatialavatar.training.config import TrainConfig
+from spatialavatar.training.folder_pool import FolderPool
 from spatialavatar.training.optimization import learning_rate_factor
+from spatialavatar.training.pool import open_pool
 from spatialavatar.training.run import Progress, StopTraining, train
-from spatialavatar.training.setup import training_head
-from tests.builders.generators import tiny_generator_config
+from spatialavatar.training.setup import licence_of, training_head
+from spatialavatar.training.trainer import Trainer
+from tests.builders.generators import tiny_generator, tiny_generator_config
 from tests.builders.training import tiny_clips, tiny_head_file, tiny_training
 
 
@@ -75,11 +86,15 @@ def log(run: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
-def assert_same_end(a: Path, b: Path) -> None:
+def assert_same_tensors(a: Path, b: Path) -> None:
     first, second = weights(a), weights(b)
     assert first.keys() == second.keys()
     different = [name for name in first if not np.array_equal(first[name], second[name])]
     assert different == []
+
+
+def assert_same_end(a: Path, b: Path) -> None:
+    assert_same_tensors(a, b)
     assert log(a) == log(b)
 
 
@@ -325,3 +340,190 @@ def test_the_architectural_ablations_run(folder: Path, change: dict[str, Any]) -
     out = folder / f"ablation-{next(iter(change))}"
     train(config_of(folder, generator=plain, steps=2), out)
     assert len(log(out)) == 2
+
+
+# what a run takes from Phase 1, and what it needs of it later
+
+
+def test_phase_2_resumes_without_its_phase_1_run(folder: Path, phase1: Path) -> None:
+    parent = folder / "parent-copy"
+    shutil.copytree(phase1, parent)
+    out = folder / "orphan"
+    with pytest.raises(Killed):
+        train(phase2_config(folder, parent), out, observe=kill_at(2))
+    shutil.rmtree(parent)
+    train(phase2_config(folder, folder / "gone"), out, resume=True)
+    assert read_facts(out).training["parent"]["generator"] == read_facts(phase1).hash
+    train(phase2_config(folder, phase1), folder / "undisturbed")
+    assert_same_tensors(out, folder / "undisturbed")
+
+
+def test_another_anchor_is_noticed(folder: Path, phase1: Path) -> None:
+    out = folder / "anchor"
+    with pytest.raises(Killed):
+        train(phase2_config(folder, phase1), out, observe=kill_at(2))
+    arrays, _ = files.read_tensors(out / "anchor.safetensors")
+    files.write_tensors(out / "anchor.safetensors", {name: array + 1 for name, array in arrays.items()})
+    with pytest.raises(SpatialAvatarError, match=r"anchor\.safetensors: not the weights that this run is anchored at"):
+        train(phase2_config(folder, phase1), out, resume=True)
+
+
+@pytest.mark.parametrize("first_frozen", [True, False])
+def test_a_backbone_from_a_file_frozen_in_one_phase_alone(folder: Path, first_frozen: bool) -> None:
+    """Frozen, then trained, and the other way round; each result is read without a look at the configuration."""
+    weights_file = folder / f"encoder-{first_frozen}.safetensors"
+    torch.manual_seed(3)
+    backbone = timm.create_model("vit_small_patch16_dinov3", num_classes=0)
+    safetensors.torch.save_file(backbone.state_dict(), weights_file)
+
+    def architecture(frozen: bool) -> dict[str, Any]:
+        encoder = {"backbone": "vit_small_patch16_dinov3", "architecture": {}, "weights": str(weights_file)}
+        return tiny_generator_config(encoder={**encoder, "frozen": frozen}).model_dump()
+
+    one, two = folder / f"one-{first_frozen}", folder / f"two-{first_frozen}"
+    train(config_of(folder, generator=architecture(first_frozen), steps=1, batch_size=1), one)
+    second = phase2_config(folder, one, generator=architecture(not first_frozen), steps=2, batch_size=1, schedule={})
+    with pytest.raises(Killed):
+        train(second, two, observe=kill_at(2))
+    if not first_frozen:
+        weights_file.unlink()  # what was trained lies in the runs
+    head = training_head(second)
+    (before, _), (after, facts) = (read_generator(run, head) for run in (one, two))
+    assert facts.backbone_in_file and not (first_frozen and read_facts(one).backbone_in_file)
+    assert (before.encoder.checksum() == after.encoder.checksum()) != first_frozen
+    assert before.encoder.checksum() == facts.encoder_checksum or first_frozen
+    if first_frozen:
+        safetensors.torch.save_file({k: v + 1e-3 for k, v in backbone.state_dict().items()}, weights_file)
+        with pytest.raises(SpatialAvatarError, match="was trained on encoder weights"):
+            train(second, folder / "other-weights")
+        assert not (folder / "other-weights" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"phase": 2}, r"--set phase1_checkpoint=runs/phase1"),
+        ({"phase1_checkpoint": "somewhere"}, r"phase1_checkpoint somewhere: Phase 1 starts from new weights"),
+        ({"phase": 2, "phase1_checkpoint": "nowhere"}, r"^phase1_checkpoint: nowhere: no training run, checkpoint"),
+    ],
+)
+def test_a_phase_and_its_checkpoint_belong_together(folder: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpatialAvatarError, match=message):
+        train(config_of(folder, **changes), folder / "never")
+    assert not (folder / "never" / "config.yaml").exists()
+
+
+def test_the_terms_of_both_phases_and_of_the_encoder_are_kept_once(folder: Path) -> None:
+    head = training_head(config_of(folder))
+    pool = open_pool(config_of(folder).data, head)
+    generator = tiny_generator(head)
+    parent = {"generator": "x", "training": {"licence": "CC-BY-4.0; image encoder x (its terms); not stated"}}
+    assert licence_of(generator, pool, None) == "not stated"
+    assert licence_of(generator, pool, parent) == "CC-BY-4.0; image encoder x (its terms); not stated"
+    assert licence_of(generator, pool, {"generator": "x", "training": {}}) == "not stated"
+
+
+def test_phase_2_carries_phase_1s_terms(folder: Path, phase1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FolderPool, "licence", property(lambda self: "the takes' terms"))
+    train(phase2_config(folder, phase1, steps=1, schedule={}), folder / "terms")
+    assert read_facts(folder / "terms").training["licence"] == "not stated; the takes' terms"
+
+
+# whose folder it is
+
+
+def test_force_leaves_a_foreign_folder_alone(folder: Path) -> None:
+    out = folder / "foreign"
+    (out / "checkpoints").mkdir(parents=True)
+    (out / "checkpoints" / "mine").write_text("precious")
+    with pytest.raises(SpatialAvatarError, match=r"foreign: holds checkpoints, but no config\.yaml"):
+        train(config_of(folder), out, force=True)
+    (out / "config.yaml").write_text("iterations: 5\n")
+    with pytest.raises(SpatialAvatarError, match=r"foreign: its config\.yaml is no training run's"):
+        train(config_of(folder), out, force=True)
+    assert (out / "checkpoints" / "mine").read_text() == "precious"
+
+
+def test_a_run_does_not_replace_the_one_it_goes_on_from(folder: Path, phase1: Path) -> None:
+    before = weights(phase1)
+    for parent in (phase1, Path(complete_checkpoints(phase1)[-1])):
+        with pytest.raises(SpatialAvatarError, match="holds phase1_checkpoint"):
+            train(phase2_config(folder, parent), phase1, force=True)
+    assert weights(phase1).keys() == before.keys()
+
+
+def test_what_is_wrong_leaves_the_earlier_run_whole(folder: Path) -> None:
+    out = folder / "kept-run"
+    train(config_of(folder, steps=2), out)
+    with pytest.raises(SpatialAvatarError, match="nowhere"):
+        train(config_of(folder, held_out={"clips": ("nowhere/*",)}), out, force=True)
+    assert complete_checkpoints(out) and len(log(out)) == 2
+
+
+def test_unfinished_folders_go_with_the_next_checkpoint(folder: Path) -> None:
+    out = folder / "swept"
+    with pytest.raises(Killed):
+        train(config_of(folder), out, observe=kill_at(3))
+    (out / "checkpoints" / "step-00000001").mkdir()
+    (out / "checkpoints" / "notes").mkdir()
+    train(config_of(folder), out, resume=True)
+    names = sorted(p.name for p in (out / "checkpoints").iterdir())
+    assert names == ["notes", "step-00000002", "step-00000004"]
+
+
+def test_a_finished_run_returns_at_once(folder: Path, phase1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "open_pool", lambda *_: pytest.fail("there is nothing to do"))
+    seen: list[int] = []
+    assert train(config_of(folder), phase1, resume=True, observe=lambda p: seen.append(p.step)).endswith("00000004")
+    assert seen == [4]
+    with pytest.raises(SpatialAvatarError, match="seed: 0 then, 1 now"):
+        train(config_of(folder, seed=1), phase1, resume=True)
+
+
+def test_memory_that_does_not_suffice_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Trainer, batch: Batch) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr(Trainer, "step", full)
+    with pytest.raises(SpatialAvatarError, match=r"at step 1 with batch_size 3.*gradient_checkpointing.*summary") as e:
+        train(config_of(folder), folder / "full")
+    assert "\n" not in str(e.value)
+
+
+# stops that nothing can catch, places that are no disk
+
+KILLED = """
+import os, signal, sys
+from spatialavatar.config import load_config
+from spatialavatar.training.config import TrainConfig
+from spatialavatar.training.run import train
+
+def observe(progress):
+    if progress.step == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+train(load_config(TrainConfig, sys.argv[1]), sys.argv[2], observe=observe)
+"""
+
+
+def test_a_process_killed_at_once_is_resumed(folder: Path, phase1: Path) -> None:
+    out, config = folder / "sigkill", folder / "sigkill.yaml"
+    config.write_text(yaml.safe_dump(config_of(folder).model_dump(mode="json")))
+    done = subprocess.run([sys.executable, "-c", KILLED, str(config), str(out)], check=False, timeout=300)
+    assert done.returncode == -signal.SIGKILL
+    assert [Path(step).name for step in complete_checkpoints(out)] == ["step-00000002"]
+    train(config_of(folder), out, resume=True)
+    assert_same_tensors(out, phase1)
+
+
+def test_a_run_on_a_store(folder: Path, phase1: Path) -> None:
+    out = "memory://training/run"
+    with pytest.raises(Killed):
+        train(config_of(folder), out, observe=kill_at(3))
+    train(config_of(folder), out, resume=True)
+    for name in ("generator.safetensors", "optimizer.safetensors"):
+        found, _ = files.read_tensors(f"{complete_checkpoints(out)[-1]}/{name}")
+        expected, _ = files.read_tensors(f"{complete_checkpoints(phase1)[-1]}/{name}")
+        assert found.keys() == expected.keys() and all(np.array_equal(found[n], expected[n]) for n in found)
+    lines = [json.loads(line) for line in files.read_bytes(f"{out}/train.jsonl").decode().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 4]

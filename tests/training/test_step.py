@@ -10,11 +10,16 @@ import torch
 
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.losses.l2sp import l2_sp
+from spatialavatar.losses.photometric import composite_rendering
+from spatialavatar.splat.binding import bind
+from spatialavatar.splat.rasterize import rasterize
 from spatialavatar.training.batch import Batch, make_batch
-from spatialavatar.training.config import TrainConfig
+from spatialavatar.training.config import OptimizerConfig, TrainConfig
 from spatialavatar.training.pool import open_pool
 from spatialavatar.training.setup import anchor_at, build_module, start_generator, training_head
+from spatialavatar.training.step import render
 from spatialavatar.training.trainer import NotFinite, Trainer
+from tests.builders.generators import awaken, tiny_generator
 from tests.builders.training import tiny_clips, tiny_head_file, tiny_training
 
 GOLDEN = Path(__file__).parent / "golden_losses.json"
@@ -96,6 +101,7 @@ def test_the_anchor_pulls_with_its_weight(folder: Path) -> None:
     module = build_module(anchored, moved, anchor, "cpu")
     with_anchor, without = module(batch), trainer.module(batch)
     distance = l2_sp({n: p for n, p in moved.named_parameters() if p.requires_grad}, anchor)
+    distance = distance.detach()
     assert float(distance) > 0
     assert float((with_anchor.loss - without.loss).detach()) == pytest.approx(0.7 * float(distance), rel=1e-3)
     names = [name for name, _ in moved.named_parameters()]
@@ -156,6 +162,67 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change(folder: Path) 
     with pytest.raises(NotFinite, match="loss is nan at step 1"):
         trainer.step(batch)
     assert all(torch.equal(p, q) for p, q in zip(trainer.module.parameters(), before, strict=True))
+
+
+def test_a_gradient_that_is_no_number_stops_before_the_weights_change(folder: Path) -> None:
+    config = config_of(folder)
+    trainer = trainer_of(config)
+    weight = trainer.module.generator.unet.stem[0].weight
+    weight.register_hook(lambda gradient: gradient * math.nan)
+    before = [p.detach().clone() for p in trainer.module.parameters()]
+    with pytest.raises(NotFinite, match="gradient is nan at step 1"):
+        trainer.step(batch_of(config))
+    assert all(torch.equal(p, q) for p, q in zip(trainer.module.parameters(), before, strict=True))
+    assert trainer.step_number == 0
+
+
+def test_workers_stop_together(folder: Path) -> None:
+    """One that is well stops when another one is not."""
+    config = config_of(folder)
+    generator, _ = start_generator(config, training_head(config))
+    asked: list[bool] = []
+
+    def another_fails(finite: torch.Tensor) -> bool:
+        asked.append(bool(finite))
+        return False
+
+    trainer = Trainer(build_module(config, generator, None, "cpu"), config, another_fails)
+    with pytest.raises(NotFinite, match="loss is not finite on another worker at step 1"):
+        trainer.step(batch_of(config))
+    assert asked == [True]
+
+
+def test_the_whole_gradient_is_clipped_to_its_norm(folder: Path) -> None:
+    config = config_of(folder, optimizer={"learning_rate": 1e-3, "clip_norm": 1e-3})
+    trainer = trainer_of(config)
+    _, norm = trainer.step(batch_of(config))
+    gradients = [p.grad for p in trainer.module.parameters() if p.grad is not None]
+    clipped = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+    assert norm > 1e-2 and clipped.item() == pytest.approx(1e-3, rel=1e-3)
+    free = trainer_of(config.model_copy(update={"optimizer": OptimizerConfig(clip_norm=1e9)}))
+    assert free.step(batch_of(config))[1] == pytest.approx(norm, rel=1e-5)
+    whole = torch.stack([p.grad.square().sum() for p in free.module.parameters() if p.grad is not None]).sum().sqrt()
+    assert whole.item() == pytest.approx(norm, rel=1e-5)
+
+
+def test_further_colour_channels_change_no_picture(folder: Path) -> None:
+    config = config_of(folder)
+    generator = awaken(tiny_generator(training_head(config), decoder={"color_channels": 8})).eval()
+    batch = batch_of(config)
+    with torch.no_grad():
+        decoded = generator(batch.sources, batch.target.params, batch.target.camera)
+        shown = render(generator, decoded, batch)
+        head, target = generator.head, batch.target
+        world = bind(decoded.gaussians, head(target.params), head.faces, generator.layout.face_index)
+        seen = rasterize(world, target.camera)
+        whole = composite_rendering(seen.features, seen.alpha, target.region, batch.background)
+    assert seen.features.shape[-1] == 8 and torch.equal(shown.prediction, whole)
+
+
+def test_a_training_module_has_the_generators_state_alone(folder: Path) -> None:
+    module = trainer_of(config_of(folder)).module
+    names = {f"generator.{name}" for name in module.generator.state_dict()}
+    assert module.state_dict().keys() == names
 
 
 def test_missing_lpips_weights_stop_a_training_that_wants_them(
