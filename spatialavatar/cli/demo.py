@@ -29,6 +29,7 @@ DRIVER_FRAMES = 75
 CAMERAS, HELD_OUT_CAMERA = 5, 2  # on a frontal arc of 120 degrees: 0 before the face, 1 and 2 half way, 3 and 4 outside
 IDENTITY, DRIVER = 2, 4  # numbers of the synthetic people
 CLIP, OTHER, GENERATOR, ONE_SHOT, AVATAR = "clip", "driver", "generator", "one-shot", "avatar"  # folders in --out
+METRICS, SHEET, VIDEO = "metrics.json", "contact_sheet.png", "animation.mp4"
 SPLITS: "dict[Split, str]" = {"test": "unseen frames", "view": "unseen view"}
 MARKER = "demo.json"  # says that a folder is an earlier demo's
 SHEET_ROWS = 3  # of each split
@@ -165,7 +166,7 @@ def _claim(out: str, force: bool) -> None:
     from spatialavatar.errors import SpatialAvatarError
 
     names = files.list_folder(out)
-    taken = [name for name in names if name in (CLIP, OTHER, GENERATOR, ONE_SHOT, AVATAR)]
+    taken = [name for name in names if name in (CLIP, OTHER, GENERATOR, ONE_SHOT, AVATAR, METRICS, SHEET, VIDEO)]
     if force and taken and MARKER not in names:
         raise SpatialAvatarError(
             f"{out}: holds {', '.join(taken)}, which belong to no demo and would be lost; name another folder or "
@@ -260,7 +261,7 @@ def _write_metrics(studio: Studio, shown: dict[str, Shown], seconds: float) -> N
         "one_portrait": shown["one portrait"].reports if "one portrait" in shown else None,
         "demo_seconds": round(seconds, 1),
     }
-    files.write_json(studio.path("metrics.json"), metrics)
+    files.write_json(studio.path(METRICS), metrics)
 
 
 def _write_sheet(studio: Studio, clip: "TrackedClip", shown: dict[str, Shown]) -> None:
@@ -278,7 +279,7 @@ def _write_sheet(studio: Studio, clip: "TrackedClip", shown: dict[str, Shown]) -
         rows = {name: list(compare(s.renderer, clip, frames, SIZE, torch.ones(3))) for name, s in shown.items()}
         refined = rows.pop("refined")
         sheets.append(contact_sheet(refined, label, "refined", rows))
-    files.write_bytes(studio.path("contact_sheet.png"), encode(np.concatenate(sheets, 0), "png"))
+    files.write_bytes(studio.path(SHEET), encode(np.concatenate(sheets, 0), "png"))
 
 
 def _animate(studio: Studio, renderer: "AvatarRenderer", driver: "TrackedClip") -> None:
@@ -298,7 +299,7 @@ def _animate(studio: Studio, renderer: "AvatarRenderer", driver: "TrackedClip") 
                 pair = titled(to_bytes(driver.frame(index).image), "driver"), titled(picture, "avatar")
                 yield np.concatenate(pair, 1)
 
-        write_video(studio.path("animation.mp4"), side_by_side(), driver.fps)
+        write_video(studio.path(VIDEO), side_by_side(), driver.fps)
 
 
 def _print(studio: Studio, shown: dict[str, Shown], seconds: float) -> None:
@@ -312,6 +313,6 @@ def _print(studio: Studio, shown: dict[str, Shown], seconds: float) -> None:
     print(
         f"{trained['iterations']} iterations in {trained['seconds']:.0f} s, {trained['gaussians']} Gaussians, "
         f"aspect ratio at most {trained['max_aspect_ratio']:.2f}, {trained['frames_per_second']:.0f} frames/s\n"
-        f"whole demo {seconds:.0f} s. Look at {studio.path('contact_sheet.png')} and {studio.path('animation.mp4')};\n"
-        f"the avatar is {studio.path(AVATAR)}, all numbers are in {studio.path('metrics.json')}"
+        f"whole demo {seconds:.0f} s. Look at {studio.path(SHEET)} and {studio.path(VIDEO)};\n"
+        f"the avatar is {studio.path(AVATAR)}, all numbers are in {studio.path(METRICS)}"
     )

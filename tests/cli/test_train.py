@@ -115,6 +115,9 @@ def test_model_summary_of_a_configuration_and_of_a_run(run, config: Path, whole:
     for name in ("encoder", "dpt", "pool", "unet", "decoder.heads", "decoder.residual", "in all"):
         assert re.search(rf"^{re.escape(name)} +[\d,]+ ", by_config.out, re.MULTILINE), name
     assert "phase 1, step 4" in by_checkpoint.err
+    assert "not counted: " not in by_config.out and "(--ops)" in by_config.out
+    named = run("model", "summary", "--config", config, "--ops").out
+    assert "not counted: " in named and "(--ops)" not in named
 
 
 def test_runs_are_named_after_their_configurations() -> None:
