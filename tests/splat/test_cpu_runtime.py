@@ -169,3 +169,17 @@ def test_cache_notices_other_files(tmp_path, monkeypatch):
 
     assert double(4) == 8
     assert double._cache._cache_file._source_stamp == runtime._source_digest(Path(__file__))
+
+
+def test_the_first_kernel_leaves_torchs_threads_alone():
+    """In a process of its own, for numba starts its threads once."""
+    done = run_python(
+        """
+        before = torch.get_num_threads()
+        rasterize(gaussians(), camera)
+        print(before, torch.get_num_threads())
+        """,
+        OMP_NUM_THREADS="1",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["1", "1"]

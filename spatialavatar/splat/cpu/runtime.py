@@ -38,14 +38,24 @@ def kernel_guard() -> Iterator[None]:
 
     Raises SpatialAvatarError in a process made by ``fork``: the parent's OpenMP threads do not exist there, and a
     parallel kernel would hang or be killed.
+
+    torch's number of threads is afterwards what it was: numba, when it starts its pool, sets that of the OpenMP library
+    which both use, and sums over another number of threads round otherwise.
     """
+    import torch  # here, for the variable above must be set before it is imported
+
     if forked.is_set():
         raise SpatialAvatarError(
             "the CPU splatter cannot run in a forked process: start workers with the 'spawn' method "
             "(multiprocessing.get_context('spawn'), DataLoader(multiprocessing_context='spawn')) or with exec"
         )
     with _one_at_a_time:
-        yield
+        threads = torch.get_num_threads()
+        try:
+            yield
+        finally:
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
 
 
 def kernel(*, parallel: bool = False, fastmath: bool | set[str] = False, inline: bool = False) -> Callable[..., Any]:
