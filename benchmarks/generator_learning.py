@@ -42,7 +42,7 @@ from spatialavatar.generator.checkpoint import complete_checkpoints, read_genera
 from spatialavatar.generator.decoder import Decoded
 from spatialavatar.generator.generator import Generator
 from spatialavatar.head import HeadModel, builtin_head
-from spatialavatar.refine import LearningRates, RefineConfig, template_start
+from spatialavatar.refine import AntiSpike, LearningRates, RefineConfig, template_start
 from spatialavatar.refine.loop import Refinement
 from spatialavatar.refine.subject import Subject
 from spatialavatar.splat.gaussians import LocalGaussians
@@ -230,7 +230,9 @@ def refine(
     clip: TrackedClip, head: HeadModel, start: Avatar, resolution: int, iterations: int
 ) -> list[dict[str, float]]:
     rates = LearningRates(position=2e-4)  # the demo's, for tracking that is exact
-    config = RefineConfig(iterations=iterations, resolution=resolution, learning_rates=rates)
+    soon = iterations // 20  # as 500 of the method's 10,000
+    spikes = AntiSpike(scale_freeze_iterations=soon, clamp_from=soon, aspect_from=soon)
+    config = RefineConfig(iterations=iterations, resolution=resolution, learning_rates=rates, anti_spike=spikes)
     assert isinstance(start.appearance, StaticAppearance)
     subject = Subject(clip, head, resolution, 4e9, torch.device("cpu"))
     layout = template_start(head, start.uv_resolution).layout
