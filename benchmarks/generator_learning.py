@@ -266,7 +266,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     for phase in ("phase1", "phase2"):
         curve = results["training"][phase]
         steps = [start + int(s) for s in curve["held_out"]]
-        left.plot(steps, list(curve["held_out"].values()), marker="o", label=f"{phase}, held-out samples")
+        left.plot(steps, list(curve["held_out"].values()), marker="o", label=f"{phase}, its own held-out samples")
         start += curve["steps"]
     left.set(xlabel="training step", ylabel="PSNR (dB), random background", title="Training on synthetic people")
     left.legend()
