@@ -98,8 +98,8 @@ def demo(
 ) -> None:
     """See it work, on synthetic people.
 
-    A generator makes an avatar of one portrait, refinement one of a video. Metrics, pictures and an animation in about
-    4 minutes on 2 cores, 2 without the generator.
+    A generator makes an avatar of one portrait, refinement one of a video. Metrics, pictures and an animation in under
+    5 minutes on 2 cores, 2 without the generator.
 
     \b
     spatialavatar demo --out demo
