@@ -2,8 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -90,7 +89,7 @@ def look_at(frames: Sequence[SourceFrame], head: HeadModel, size: int) -> Portra
         portraits.append(seen)
     sources = Sources(
         images=torch.stack([p.image for p in portraits])[None],
-        params=_joined([p.params for p in portraits]),
+        params=HeadParams.cat([p.params for p in portraits]),
         camera=Camera.cat([p.camera for p in portraits]),
         mask=torch.ones(1, len(portraits), dtype=torch.bool),
     )
@@ -115,7 +114,7 @@ def reconstruct(
     head = generator.head.on("cpu")
     first = portraits.frames[0].clip
     if reference is None:
-        reference = reference_frame(head, _joined([f.clip.params_at(f.index) for f in portraits.frames]))
+        reference = reference_frame(head, HeadParams.cat([f.clip.params_at(f.index) for f in portraits.frames]))
     began = time.perf_counter()
     with torch.no_grad():
         features = generator.encode(portraits.sources.to(loaded.device)).cpu()
@@ -166,18 +165,6 @@ def reconstruct(
             named, _listed(clip.source.licence for clip in clips.values()), generator_licence=str(trained_on)
         ),
     )
-
-
-def _joined(rows: Sequence[HeadParams]) -> HeadParams:
-    """Along the batch axis; where some have a static offset, the others' is zero."""
-    offsets = [row.static_offset for row in rows if row.static_offset is not None]
-    joined: dict[str, Any] = {}
-    for field in fields(HeadParams):
-        values = [getattr(row, field.name) for row in rows]
-        if field.name == "static_offset":
-            values = [torch.zeros_like(offsets[0]) if v is None else v for v in values] if offsets else []
-        joined[field.name] = torch.cat(values) if values else None
-    return HeadParams(**joined)
 
 
 def _listed(texts: Iterable[str]) -> str:

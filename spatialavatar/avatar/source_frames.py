@@ -50,8 +50,7 @@ def face_in_view(clip: TrackedClip, head: HeadModel, frames: Sequence[FrameIndex
         centre = triangles.mean(2)
         outwards = torch.linalg.cross(triangles[:, :, 1] - triangles[:, :, 0], triangles[:, :, 2] - triangles[:, :, 0])
         pixels, depth = camera.project(centre)
-        rotation, translation = camera.world_to_camera[:, :3, :3], camera.world_to_camera[:, :3, 3]
-        eye = -(rotation.mT @ translation[..., None]).mT  # [T, 1, 3]
+        eye = camera.position[:, None]
         size = pixels.new_tensor([camera.width, camera.height])
         seen = (depth > 0) & ((pixels >= 0) & (pixels <= size)).all(-1) & (((eye - centre) * outwards).sum(-1) > 0)
         shares.append((seen * weight).sum(-1) / weight.sum())

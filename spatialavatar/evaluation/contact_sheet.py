@@ -53,9 +53,13 @@ def preview_sheet(renderer: AvatarRenderer, sources: Sources) -> UInt8[np.ndarra
     ]
     posed = still(own.reference_params)
     around = [titled(to_bytes(renderer.image(posed, orbit[i], black)[0]), "another view") for i in OTHER_VIEWS]
-    rows = [np.concatenate(cells, 1) for cells in (seen, again, around)]
-    widest = max(row.shape[1] for row in rows)
-    padded = [np.pad(row, ((0, 0), (0, widest - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
+    return stacked([np.concatenate(cells, 1) for cells in (seen, again, around)])
+
+
+def stacked(sheets: Sequence[UInt8[np.ndarray, "H W 3"]]) -> UInt8[np.ndarray, "H W 3"]:
+    """Sheets of any width under each other."""
+    widest = max(sheet.shape[1] for sheet in sheets)
+    padded = [np.pad(s, ((0, 0), (0, widest - s.shape[1]), (0, 0)), constant_values=255) for s in sheets]
     return np.concatenate(padded, 0)
 
 

@@ -38,8 +38,6 @@ def facing(corners: Float[Tensor, "M N 3 3"], points: Float[Tensor, "M N 3"], ca
     ``corners`` are those of the texels' parent triangles. The mesh as a whole may still hide a texel.
     """
     with torch.autocast(points.device.type, enabled=False):
-        rotation, translation = camera.world_to_camera[:, :3, :3], camera.world_to_camera[:, :3, 3]
-        eye = -(rotation.mT @ translation[..., None]).mT
         normal = torch.linalg.cross(corners[:, :, 1] - corners[:, :, 0], corners[:, :, 2] - corners[:, :, 0])
-        cosine = (normalize(normal, dim=-1) * normalize(eye - points, dim=-1)).sum(-1, keepdim=True)
-        return cosine.clamp_min(0)
+        towards = normalize(camera.position[:, None] - points, dim=-1)
+        return (normalize(normal, dim=-1) * towards).sum(-1, keepdim=True).clamp_min(0)

@@ -1,5 +1,6 @@
 """HeadParams: what a tracker says about a head at some instants (design.md, "The values that flow")."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -52,6 +53,18 @@ class HeadParams:
 
     def to(self, *args: Any, **kwargs: Any) -> "HeadParams":
         return self.map(lambda t: t.to(*args, **kwargs))
+
+    @staticmethod
+    def cat(rows: Sequence["HeadParams"]) -> "HeadParams":
+        """Several along the batch axis; where some have a static offset, that of the others is zero."""
+        given = [row.static_offset for row in rows if row.static_offset is not None]
+        joined: dict[str, Any] = {}
+        for field in fields(HeadParams):
+            values = [getattr(row, field.name) for row in rows]
+            if field.name == "static_offset":
+                values = [torch.zeros_like(given[0]) if v is None else v for v in values] if given else []
+            joined[field.name] = torch.cat(values) if values else None
+        return HeadParams(**joined)
 
     def __getitem__(self, index: Any) -> "HeadParams":
         """Instants by slice, list or index tensor; an int keeps the batch axis and is checked (IndexError)."""

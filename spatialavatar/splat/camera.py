@@ -28,6 +28,12 @@ class Camera:
     def batch(self) -> int:
         return self.world_to_camera.shape[0]
 
+    @property
+    def position(self) -> Float[Tensor, "B 3"]:
+        """Where the cameras are, in the world."""
+        rotation, translation = self.world_to_camera[:, :3, :3], self.world_to_camera[:, :3, 3]
+        return -(rotation.mT @ translation[..., None]).squeeze(-1)
+
     def to(self, *args: Any, **kwargs: Any) -> "Camera":
         return Camera(
             self.world_to_camera.to(*args, **kwargs),

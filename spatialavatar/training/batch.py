@@ -167,12 +167,4 @@ def _cameras(views: list[View]) -> Camera:
 
 
 def _params(views: list[View]) -> HeadParams:
-    """Rows of all views; where some have offsets of their own from the template, the others get zeros."""
-    rows = [view.params for view in views]
-    offsets = [row.static_offset for row in rows if row.static_offset is not None]
-    offset = None
-    if offsets:
-        none = torch.zeros_like(offsets[0])
-        offset = torch.cat([none if row.static_offset is None else row.static_offset for row in rows])
-    names = [f.name for f in fields(HeadParams) if f.name != "static_offset"]
-    return HeadParams(**{name: torch.cat([getattr(row, name) for row in rows]) for name in names}, static_offset=offset)
+    return HeadParams.cat([view.params for view in views])

@@ -20,6 +20,7 @@ from spatialavatar import files
 from spatialavatar.clip.pictures import encode
 from spatialavatar.config import load_config
 from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.evaluation.contact_sheet import stacked
 from spatialavatar.generator.checkpoint import CHECKPOINTS, complete_checkpoints
 from spatialavatar.generator.generator import Generator
 from spatialavatar.losses.perceptual import Lpips
@@ -46,7 +47,7 @@ from spatialavatar.training.setup import (
     training_head,
     write_anchor,
 )
-from spatialavatar.training.sheet import mean_psnr, sample_sheet, stacked
+from spatialavatar.training.sheet import mean_psnr, sample_sheet
 from spatialavatar.training.step import Objective, render
 from spatialavatar.training.trainer import NotFinite, Trainer
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from spatialavatar import files
@@ -95,13 +96,11 @@ def anchor_at(generator: Generator) -> Anchor:
 
 
 def anchor_hash(anchor: Anchor | None) -> str | None:
-    return (
-        None if anchor is None else files.content_hash({name: tensor.cpu().numpy() for name, tensor in anchor.items()})
-    )
+    return None if anchor is None else files.content_hash(_arrays(anchor))
 
 
 def write_anchor(location: files.Location, anchor: Anchor) -> None:
-    files.write_tensors(location, {name: tensor.cpu().numpy() for name, tensor in anchor.items()})
+    files.write_tensors(location, _arrays(anchor))
 
 
 def read_anchor(location: files.Location, expected: str | None) -> Anchor:
@@ -138,6 +137,10 @@ def build_module(
             part.compile(dynamic=True)
     on_device = None if anchor is None else {name: tensor.to(device) for name, tensor in anchor.items()}
     return TrainingModule(generator, config, lpips, on_device)
+
+
+def _arrays(anchor: Anchor) -> dict[str, np.ndarray]:
+    return {name: tensor.cpu().numpy() for name, tensor in anchor.items()}
 
 
 def _architecture(config: GeneratorConfig) -> dict[str, Any]:

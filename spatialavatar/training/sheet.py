@@ -33,13 +33,6 @@ def sample_sheet(batch: Batch, pictures: Pictures, rows: int) -> UInt8[np.ndarra
     return np.concatenate(lines, 0)
 
 
-def stacked(sheets: Sequence[UInt8[np.ndarray, "H W 3"]]) -> UInt8[np.ndarray, "H W 3"]:
-    """Sheets of any width under each other."""
-    widest = max(sheet.shape[1] for sheet in sheets)
-    padded = [np.pad(s, ((0, 0), (0, widest - s.shape[1]), (0, 0)), constant_values=255) for s in sheets]
-    return np.concatenate(padded, 0)
-
-
 def _fitted(picture: UInt8[np.ndarray, "h w 3"], width: int, height: int) -> UInt8[np.ndarray, "H W 3"]:
     """Scaled into a cell, aspect kept, on white."""
     scale = min(width / picture.shape[1], height / picture.shape[0])

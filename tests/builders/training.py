@@ -24,6 +24,19 @@ def tiny_head_file(folder: Path) -> tuple[HeadModel, Path]:
     return head, file
 
 
+def training_folder(folder: Path) -> Path:
+    """Monocular clips, takes of four cameras and their head: what ``training_in`` trains on."""
+    tiny_clips(folder / "mono")
+    tiny_clips(folder / "takes", cameras=4)
+    tiny_head_file(folder)
+    return folder
+
+
+def training_in(folder: Path, clips: str = "mono", **changes: Any) -> TrainConfig:
+    """``tiny_training`` on one kind of clips of a ``training_folder``."""
+    return tiny_training(f"{folder / clips}/*", folder / "tiny.head.safetensors", **changes)
+
+
 def tiny_training(clips: str, head: Path, **changes: Any) -> TrainConfig:
     """Four quick steps; ``changes`` by field, nested ones as dictionaries that change their part."""
     parts: dict[str, dict[str, Any]] = {

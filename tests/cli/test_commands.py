@@ -23,6 +23,7 @@ from spatialavatar.head.model import ARRAYS
 from spatialavatar.refine import Refinement, StepTerms, template_start
 from tests.builders.clips import tiny_clip, tiny_head
 from tests.builders.flame_like import flame_like, write_flame_pickle, write_template_obj
+from tests.builders.training import tiny_head_file
 
 SHORT = ["--iterations", "6", "--resolution", "40", "--uv-resolution", "16"]
 
@@ -38,8 +39,7 @@ class World(NamedTuple):
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A head file, two clips and a refined avatar, made through the command line once."""
     folder = tmp_path_factory.mktemp("world")
-    head = folder / "tiny.head.safetensors"
-    write_head(head, tiny_head().info, {name: getattr(tiny_head(), name).numpy() for name in ARRAYS})
+    _, head = tiny_head_file(folder)
     clip = tiny_clip(
         folder / "clip", instants=6, cameras=2, width=40, height=40, test_from=4, test_cameras=[1], identity="ann"
     )

@@ -21,6 +21,7 @@ from spatialavatar.head import write_head
 from spatialavatar.head.model import ARRAYS
 from tests.builders.clips import tiny_clip, tiny_head
 from tests.builders.generators import awaken, tiny_generator
+from tests.builders.training import tiny_head_file
 
 
 class World(NamedTuple):
@@ -35,8 +36,7 @@ class World(NamedTuple):
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A head file, two clips, a generator and its avatar, the last through the command line."""
     folder = tmp_path_factory.mktemp("world")
-    head = folder / "tiny.head.safetensors"
-    write_head(head, tiny_head().info, {name: getattr(tiny_head(), name).numpy() for name in ARRAYS})
+    _, head = tiny_head_file(folder)
     clip = tiny_clip(
         folder / "clip", instants=6, cameras=2, width=40, height=40, test_from=4, test_cameras=[1], identity="ann"
     )

@@ -107,3 +107,14 @@ def test_not_finite_is_culled(scenes, value):
         everything = projected.means2d.sum() + projected.conics.sum()
         grads = torch.autograd.grad(everything, [gaussians.means, gaussians.quats, gaussians.scales])
         assert all(g.isfinite().all() for g in grads)
+
+
+def test_a_camera_stands_where_its_own_frame_has_its_origin():
+    generator = torch.Generator().manual_seed(3)
+    rotation = torch.linalg.qr(torch.randn(4, 3, 3, generator=generator, dtype=torch.float64)).Q
+    pose = torch.eye(4, dtype=torch.float64).repeat(4, 1, 1)
+    pose[:, :3, :3], pose[:, :3, 3] = rotation, torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    camera = Camera(pose, torch.eye(3, dtype=torch.float64).repeat(4, 1, 1), 8, 8)
+    origin = torch.cat([camera.position, torch.ones(4, 1, dtype=torch.float64)], -1)
+    expected = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64).expand(4, 4)
+    torch.testing.assert_close((pose @ origin[..., None]).squeeze(-1), expected, atol=1e-12, rtol=0)

@@ -4,14 +4,11 @@ import json
 import tempfile
 from pathlib import Path
 
-from tests.builders.training import tiny_clips, tiny_head_file
+from tests.builders.training import training_folder
 from tests.training.test_step import GOLDEN, golden_run
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        tiny_clips(folder / "mono")
-        tiny_clips(folder / "takes", cameras=4)
-        tiny_head_file(folder)
+        folder = training_folder(Path(name))
         losses = {f"phase{phase}": [round(x, 6) for x in golden_run(folder, phase)] for phase in (1, 2)}
     GOLDEN.write_text(json.dumps(losses, indent=1) + "\n")

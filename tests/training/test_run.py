@@ -29,26 +29,18 @@ from spatialavatar.training.run import Progress, StopTraining, train
 from spatialavatar.training.setup import licence_of, training_head
 from spatialavatar.training.trainer import Trainer
 from tests.builders.generators import tiny_generator, tiny_generator_config
-from tests.builders.training import tiny_clips, tiny_head_file, tiny_training
+from tests.builders.training import training_folder, training_in
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs")
-    tiny_clips(folder / "mono")
-    tiny_clips(folder / "takes", cameras=4)
-    tiny_head_file(folder)
-    return folder
-
-
-def config_of(folder: Path, clips: str = "mono", **changes: Any) -> TrainConfig:
-    return tiny_training(f"{folder / clips}/*", folder / "tiny.head.safetensors", **changes)
+    return training_folder(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")
 def phase1(folder: Path) -> Path:
     """An undisturbed run of four steps."""
-    train(config_of(folder), folder / "phase1")
+    train(training_in(folder), folder / "phase1")
     return folder / "phase1"
 
 
@@ -61,7 +53,7 @@ def phase2_config(folder: Path, phase1: Path, **changes: Any) -> TrainConfig:
         "schedule": {"kind": "cosine", "warmup_steps": 1, "end": 0.0},
         "precision": "bf16",
     }
-    return config_of(folder, "takes", loss=loss, **{**values, **changes})
+    return training_in(folder, "takes", loss=loss, **{**values, **changes})
 
 
 class Killed(Exception):
@@ -104,14 +96,14 @@ def test_a_run_leaves_what_it_says(phase1: Path, folder: Path) -> None:
     lines = log(phase1)
     assert [line["step"] for line in lines] == [2, 4, 4]
     assert {"loss", "l1", "ms", "jac", "mse", "gradient_norm", "learning_rate"} <= lines[0].keys()
-    schedule = config_of(folder).schedule
+    schedule = training_in(folder).schedule
     rates = [1e-3 * learning_rate_factor(step, 4, schedule) for step in (1, 3)]  # of the steps that were done
     assert [line["learning_rate"] for line in lines[:2]] == pytest.approx(rates)
     assert lines[2].keys() == {"step", "held_out_psnr"}
     facts = read_facts(phase1)
     assert facts.training["phase"] == 1 and facts.training["step"] == 4 and facts.training["samples"] == 12
     assert facts.training["resolution"] == 32 and facts.training["licence"] == "not stated"
-    generator, _ = read_generator(phase1, training_head(config_of(folder)))
+    generator, _ = read_generator(phase1, training_head(training_in(folder)))
     assert not generator.training
 
 
@@ -129,13 +121,13 @@ def test_a_killed_run_ends_as_an_undisturbed_one(folder: Path, phase1: Path, kil
     """At 2 right after the checkpoint, at 3 with a step after it that is done again."""
     out = folder / f"killed{killed_at}"
     with pytest.raises(Killed):
-        train(config_of(folder), out, observe=kill_at(killed_at))
-    train(config_of(folder), out, resume=True)
+        train(training_in(folder), out, observe=kill_at(killed_at))
+    train(training_in(folder), out, resume=True)
     assert_same_end(out, phase1)
 
 
 def test_a_checkpoint_within_a_window_of_the_log_resumes_exactly(folder: Path) -> None:
-    config = config_of(folder, log_every=4, checkpoint_every=1)
+    config = training_in(folder, log_every=4, checkpoint_every=1)
     train(config, folder / "window")
     with pytest.raises(Killed):
         train(config, folder / "window-killed", observe=kill_at(3))
@@ -159,7 +151,7 @@ def test_phase_2_resumes_exactly_with_its_anchor(folder: Path, phase1: Path) -> 
 
 def test_resuming_at_another_step_than_the_kill_would_differ(folder: Path, phase1: Path) -> None:
     """The comparison above can fail: other samples give other weights."""
-    train(config_of(folder, seed=1), folder / "other")
+    train(training_in(folder, seed=1), folder / "other")
     one, other = weights(phase1), weights(folder / "other")
     assert any(not np.array_equal(one[name], other[name]) for name in one)
 
@@ -172,19 +164,19 @@ def test_stopping_writes_a_checkpoint_of_the_very_step(folder: Path, phase1: Pat
             raise StopTraining
 
     with pytest.raises(StopTraining):
-        train(config_of(folder), out, observe=stop)
+        train(training_in(folder), out, observe=stop)
     assert complete_checkpoints(out)[-1].endswith("step-00000003")
-    train(config_of(folder), out, resume=True)
+    train(training_in(folder), out, resume=True)
     assert_same_end(out, phase1)
 
 
 def test_a_half_written_newest_checkpoint_is_passed_over(folder: Path, phase1: Path) -> None:
     out = folder / "half"
     with pytest.raises(Killed):
-        train(config_of(folder, checkpoint_every=1), out, observe=kill_at(3))
+        train(training_in(folder, checkpoint_every=1), out, observe=kill_at(3))
     (Path(complete_checkpoints(out)[-1]) / "checkpoint.json").unlink()
     resumed_from: list[int] = []
-    train(config_of(folder), out, resume=True, observe=lambda p: resumed_from.append(p.step))
+    train(training_in(folder), out, resume=True, observe=lambda p: resumed_from.append(p.step))
     assert resumed_from[0] == 2
     assert_same_tensors(out, phase1)
 
@@ -192,13 +184,13 @@ def test_a_half_written_newest_checkpoint_is_passed_over(folder: Path, phase1: P
 def test_a_damaged_checkpoint_is_named(folder: Path) -> None:
     out = folder / "damaged"
     with pytest.raises(Killed):
-        train(config_of(folder), out, observe=kill_at(2))
+        train(training_in(folder), out, observe=kill_at(2))
     file = Path(complete_checkpoints(out)[-1]) / "optimizer.safetensors"
     data = bytearray(file.read_bytes())
     data[-5] ^= 1
     file.write_bytes(data)
     with pytest.raises(SpatialAvatarError, match=r"no checkpoint can be read.*do not belong together.*--force"):
-        train(config_of(folder), out, resume=True)
+        train(training_in(folder), out, resume=True)
 
 
 @pytest.mark.parametrize("name", ["optimizer.safetensors", "generator.safetensors", "checkpoint.json"])
@@ -207,11 +199,11 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
 ) -> None:
     out = folder / f"passed-{name}"
     with pytest.raises(Killed):
-        train(config_of(folder, checkpoint_every=1), out, observe=kill_at(3))
+        train(training_in(folder, checkpoint_every=1), out, observe=kill_at(3))
     file = Path(complete_checkpoints(out)[-1]) / name
     file.write_bytes(file.read_bytes()[:-7])
     resumed_from: list[int] = []
-    train(config_of(folder, keep_checkpoints=1), out, resume=True, observe=lambda p: resumed_from.append(p.step))
+    train(training_in(folder, keep_checkpoints=1), out, resume=True, observe=lambda p: resumed_from.append(p.step))
     assert resumed_from[0] == 2
     assert "passed over" in caplog.text and "step-00000003" in caplog.text and "\n" not in caplog.messages[-1]
     assert_same_tensors(out, phase1)
@@ -220,7 +212,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
 
 def test_only_the_newest_checkpoints_are_kept(folder: Path) -> None:
     out = folder / "kept"
-    train(config_of(folder, checkpoint_every=1, keep_checkpoints=2), out)
+    train(training_in(folder, checkpoint_every=1, keep_checkpoints=2), out)
     assert [Path(step).name for step in complete_checkpoints(out)] == ["step-00000003", "step-00000004"]
     assert len(list((out / "checkpoints").iterdir())) == 2
 
@@ -228,27 +220,27 @@ def test_only_the_newest_checkpoints_are_kept(folder: Path) -> None:
 def test_another_configuration_does_not_resume_a_run(folder: Path) -> None:
     out = folder / "changed"
     with pytest.raises(Killed):
-        train(config_of(folder), out, observe=kill_at(2))
+        train(training_in(folder), out, observe=kill_at(2))
     with pytest.raises(SpatialAvatarError, match=r"optimizer\.weight_decay: 0\.0 then, 0\.1 now"):
-        train(config_of(folder, optimizer={"weight_decay": 0.1}), out, resume=True)
+        train(training_in(folder, optimizer={"weight_decay": 0.1}), out, resume=True)
     with pytest.raises(SpatialAvatarError, match=r"generator\.encoder\.frozen: False then, True now"):
         generator = tiny_generator_config(encoder={"frozen": True}).model_dump()
-        train(config_of(folder, generator=generator), out, resume=True)
+        train(training_in(folder, generator=generator), out, resume=True)
 
 
 def test_what_changes_nothing_may_change_at_resumption(folder: Path, phase1: Path) -> None:
     out = folder / "freely-changed"
     with pytest.raises(Killed):
-        train(config_of(folder), out, observe=kill_at(2))
-    train(config_of(folder, data={"memory_gb": 0.0}, checkpoint_every=1), out, resume=True)
+        train(training_in(folder), out, observe=kill_at(2))
+    train(training_in(folder, data={"memory_gb": 0.0}, checkpoint_every=1), out, resume=True)
     assert_same_end(out, phase1)
 
 
 def test_a_lower_rate_leads_on_and_is_recorded(folder: Path, phase1: Path) -> None:
     out = folder / "slower"
     with pytest.raises(Killed):
-        train(config_of(folder), out, observe=kill_at(2))
-    slower = config_of(folder, optimizer={"learning_rate": 1e-4, "clip_norm": 1.0})
+        train(training_in(folder), out, observe=kill_at(2))
+    slower = training_in(folder, optimizer={"learning_rate": 1e-4, "clip_norm": 1.0})
     newest = train(slower, out, resume=True)
     assert files.read_json(f"{newest}/checkpoint.json")["config"]["optimizer"]["learning_rate"] == 1e-4
     first, second = log(out)[:2]
@@ -257,10 +249,10 @@ def test_a_lower_rate_leads_on_and_is_recorded(folder: Path, phase1: Path) -> No
 
 def test_a_taken_folder_is_refused_and_force_starts_over(folder: Path, phase1: Path) -> None:
     out = folder / "again"
-    train(config_of(folder, steps=2), out)
+    train(training_in(folder, steps=2), out)
     with pytest.raises(SpatialAvatarError, match="--resume"):
-        train(config_of(folder), out)
-    train(config_of(folder), out, force=True)
+        train(training_in(folder), out)
+    train(training_in(folder), out, force=True)
     assert_same_end(out, phase1)
 
 
@@ -281,13 +273,13 @@ def test_a_loss_that_is_no_number_keeps_the_batch_and_the_last_checkpoint(
         SpatialAvatarError,
         match=r"loss is nan at step 3; its batch .* kept in .*step-00000002 with --resume --set .*rate=0.0005",
     ):
-        train(config_of(folder), out)
+        train(training_in(folder), out)
     kept, metadata = files.read_tensors(out / "failed-batch.safetensors")
     assert metadata["step"] == "3" and np.isnan(kept["target.image"][0, 5, 5]).all()
     assert kept["numbers"].tolist() == [6, 7, 8]
     assert complete_checkpoints(out)[-1].endswith("step-00000002")
     monkeypatch.setattr(runs, "batches", made)
-    train(config_of(folder, optimizer={"learning_rate": 5e-4}), out, resume=True)
+    train(training_in(folder, optimizer={"learning_rate": 5e-4}), out, resume=True)
     assert not (out / "failed-batch.safetensors").exists()
 
 
@@ -335,11 +327,11 @@ def test_the_ablations_run_by_configuration(folder: Path, phase1: Path, changes:
 
 @pytest.mark.parametrize("change", [{"decoder": {"residual": False}}, {"pool": "attention"}])
 def test_the_architectural_ablations_run(folder: Path, change: dict[str, Any]) -> None:
-    plain = config_of(folder).generator.model_dump()
+    plain = training_in(folder).generator.model_dump()
     for name, value in change.items():
         plain[name] = {**plain[name], **value} if isinstance(value, dict) else value
     out = folder / f"ablation-{next(iter(change))}"
-    train(config_of(folder, generator=plain, steps=2), out)
+    train(training_in(folder, generator=plain, steps=2), out)
     assert len(log(out)) == 2
 
 
@@ -382,7 +374,7 @@ def test_a_backbone_from_a_file_frozen_in_one_phase_alone(folder: Path, first_fr
         return tiny_generator_config(encoder={**encoder, "frozen": frozen}).model_dump()
 
     one, two = folder / f"one-{first_frozen}", folder / f"two-{first_frozen}"
-    train(config_of(folder, generator=architecture(first_frozen), steps=1, batch_size=1), one)
+    train(training_in(folder, generator=architecture(first_frozen), steps=1, batch_size=1), one)
     second = phase2_config(folder, one, generator=architecture(not first_frozen), steps=2, batch_size=1, schedule={})
     with pytest.raises(Killed):
         train(second, two, observe=kill_at(2))
@@ -410,13 +402,13 @@ def test_a_backbone_from_a_file_frozen_in_one_phase_alone(folder: Path, first_fr
 )
 def test_a_phase_and_its_checkpoint_belong_together(folder: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(SpatialAvatarError, match=message):
-        train(config_of(folder, **changes), folder / "never")
+        train(training_in(folder, **changes), folder / "never")
     assert not (folder / "never" / "config.yaml").exists()
 
 
 def test_the_terms_of_both_phases_and_of_the_encoder_are_kept_once(folder: Path) -> None:
-    head = training_head(config_of(folder))
-    pool = open_pool(config_of(folder).data, head)
+    head = training_head(training_in(folder))
+    pool = open_pool(training_in(folder).data, head)
     generator = tiny_generator(head)
     parent = {"generator": "x", "training": {"licence": "CC-BY-4.0; image encoder x (its terms); not stated"}}
     assert licence_of(generator, pool, None) == "not stated"
@@ -438,10 +430,10 @@ def test_force_leaves_a_foreign_folder_alone(folder: Path) -> None:
     (out / "checkpoints").mkdir(parents=True)
     (out / "checkpoints" / "mine").write_text("precious")
     with pytest.raises(SpatialAvatarError, match=r"foreign: holds checkpoints, but no config\.yaml"):
-        train(config_of(folder), out, force=True)
+        train(training_in(folder), out, force=True)
     (out / "config.yaml").write_text("iterations: 5\n")
     with pytest.raises(SpatialAvatarError, match=r"foreign: its config\.yaml is no training run's"):
-        train(config_of(folder), out, force=True)
+        train(training_in(folder), out, force=True)
     assert (out / "checkpoints" / "mine").read_text() == "precious"
 
 
@@ -455,19 +447,19 @@ def test_a_run_does_not_replace_the_one_it_goes_on_from(folder: Path, phase1: Pa
 
 def test_what_is_wrong_leaves_the_earlier_run_whole(folder: Path) -> None:
     out = folder / "kept-run"
-    train(config_of(folder, steps=2), out)
+    train(training_in(folder, steps=2), out)
     with pytest.raises(SpatialAvatarError, match="nowhere"):
-        train(config_of(folder, held_out={"clips": ("nowhere/*",)}), out, force=True)
+        train(training_in(folder, held_out={"clips": ("nowhere/*",)}), out, force=True)
     assert complete_checkpoints(out) and len(log(out)) == 2
 
 
 def test_unfinished_folders_go_with_the_next_checkpoint(folder: Path) -> None:
     out = folder / "swept"
     with pytest.raises(Killed):
-        train(config_of(folder), out, observe=kill_at(3))
+        train(training_in(folder), out, observe=kill_at(3))
     (out / "checkpoints" / "step-00000001").mkdir()
     (out / "checkpoints" / "notes").mkdir()
-    train(config_of(folder), out, resume=True)
+    train(training_in(folder), out, resume=True)
     names = sorted(p.name for p in (out / "checkpoints").iterdir())
     assert names == ["notes", "step-00000002", "step-00000004"]
 
@@ -475,10 +467,10 @@ def test_unfinished_folders_go_with_the_next_checkpoint(folder: Path) -> None:
 def test_a_finished_run_returns_at_once(folder: Path, phase1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "open_pool", lambda *_: pytest.fail("there is nothing to do"))
     seen: list[int] = []
-    assert train(config_of(folder), phase1, resume=True, observe=lambda p: seen.append(p.step)).endswith("00000004")
+    assert train(training_in(folder), phase1, resume=True, observe=lambda p: seen.append(p.step)).endswith("00000004")
     assert seen == [4]
     with pytest.raises(SpatialAvatarError, match="seed: 0 then, 1 now"):
-        train(config_of(folder, seed=1), phase1, resume=True)
+        train(training_in(folder, seed=1), phase1, resume=True)
 
 
 def test_memory_that_does_not_suffice_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -487,7 +479,7 @@ def test_memory_that_does_not_suffice_is_one_line(folder: Path, monkeypatch: pyt
 
     monkeypatch.setattr(Trainer, "step", full)
     with pytest.raises(SpatialAvatarError, match=r"at step 1 with batch_size 3.*gradient_checkpointing.*summary") as e:
-        train(config_of(folder), folder / "full")
+        train(training_in(folder), folder / "full")
     assert "\n" not in str(e.value)
 
 
@@ -509,19 +501,19 @@ train(load_config(TrainConfig, sys.argv[1]), sys.argv[2], observe=observe)
 
 def test_a_process_killed_at_once_is_resumed(folder: Path, phase1: Path) -> None:
     out, config = folder / "sigkill", folder / "sigkill.yaml"
-    config.write_text(yaml.safe_dump(config_of(folder).model_dump(mode="json")))
+    config.write_text(yaml.safe_dump(training_in(folder).model_dump(mode="json")))
     done = subprocess.run([sys.executable, "-c", KILLED, str(config), str(out)], check=False, timeout=300)
     assert done.returncode == -signal.SIGKILL
     assert [Path(step).name for step in complete_checkpoints(out)] == ["step-00000002"]
-    train(config_of(folder), out, resume=True)
+    train(training_in(folder), out, resume=True)
     assert_same_tensors(out, phase1)
 
 
 def test_a_run_on_a_store(folder: Path, phase1: Path) -> None:
     out = "memory://training/run"
     with pytest.raises(Killed):
-        train(config_of(folder), out, observe=kill_at(3))
-    train(config_of(folder), out, resume=True)
+        train(training_in(folder), out, observe=kill_at(3))
+    train(training_in(folder), out, resume=True)
     for name in ("generator.safetensors", "optimizer.safetensors"):
         found, _ = files.read_tensors(f"{complete_checkpoints(out)[-1]}/{name}")
         expected, _ = files.read_tensors(f"{complete_checkpoints(phase1)[-1]}/{name}")

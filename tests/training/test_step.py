@@ -20,22 +20,14 @@ from spatialavatar.training.setup import anchor_at, build_module, start_generato
 from spatialavatar.training.step import render
 from spatialavatar.training.trainer import NotFinite, Trainer
 from tests.builders.generators import awaken, tiny_generator
-from tests.builders.training import tiny_clips, tiny_head_file, tiny_training
+from tests.builders.training import training_folder, training_in
 
 GOLDEN = Path(__file__).parent / "golden_losses.json"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("training")
-    tiny_clips(folder / "mono")
-    tiny_clips(folder / "takes", cameras=4)
-    tiny_head_file(folder)
-    return folder
-
-
-def config_of(folder: Path, clips: str = "mono", **changes: Any) -> TrainConfig:
-    return tiny_training(f"{folder / clips}/*", folder / "tiny.head.safetensors", **changes)
+    return training_folder(tmp_path_factory.mktemp("training"))
 
 
 def trainer_of(config: TrainConfig, anchored: bool = False) -> Trainer:
@@ -49,7 +41,7 @@ def batch_of(config: TrainConfig, step: int = 0) -> Batch:
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(folder: Path) -> None:
-    config = config_of(folder, loss={"lambda_delta": 0.01, "lambda_ps": 0.5, "lambda_jac": 0.3})
+    config = training_in(folder, loss={"lambda_delta": 0.01, "lambda_ps": 0.5, "lambda_jac": 0.3})
     trainer = trainer_of(config)
     for step in range(2):  # so that offsets and deltas are not all zero
         trainer.step(batch_of(config, step))
@@ -72,7 +64,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["lambda_1", "lambda_ms", "lambda_box", "lambda_ps", "lambda_ss", "lambda_jac"])
 def test_a_term_of_weight_zero_is_left_out(folder: Path, name: str) -> None:
-    config = config_of(folder, loss={name: 0.0})
+    config = training_in(folder, loss={name: 0.0})
     terms = trainer_of(config).module(batch_of(config)).terms
     assert name.removeprefix("lambda_").replace("1", "l1") not in terms
     assert len(terms) == 6  # of seven: the other five, and the mse that is only reported
@@ -80,7 +72,7 @@ def test_a_term_of_weight_zero_is_left_out(folder: Path, name: str) -> None:
 
 def test_a_batch_of_one_is_its_row_of_a_larger_batch(folder: Path) -> None:
     """The mean over samples, each computed alone: what sums over workers rests on."""
-    config = config_of(folder, batch_size=3)
+    config = training_in(folder, batch_size=3)
     alone = config.model_copy(update={"batch_size": 1})
     trainer, single = trainer_of(config), trainer_of(alone)
     together = trainer.module(batch_of(config)).terms
@@ -91,7 +83,7 @@ def test_a_batch_of_one_is_its_row_of_a_larger_batch(folder: Path) -> None:
 
 
 def test_the_anchor_pulls_with_its_weight(folder: Path) -> None:
-    plain, anchored = config_of(folder), config_of(folder, loss={"lambda_sp": 0.7})
+    plain, anchored = training_in(folder), training_in(folder, loss={"lambda_sp": 0.7})
     anchored = anchored.model_copy(update={"phase1_checkpoint": "named elsewhere"})
     batch = batch_of(plain)
     trainer = trainer_of(plain)
@@ -114,9 +106,9 @@ def test_the_anchor_pulls_with_its_weight(folder: Path) -> None:
 
 
 def test_every_trainable_weight_moves_and_no_frozen_one(folder: Path) -> None:
-    changes = {"generator": config_of(folder).generator.model_dump() | {}}
+    changes = {"generator": training_in(folder).generator.model_dump() | {}}
     changes["generator"]["encoder"]["frozen"] = True
-    config = config_of(folder, **changes)
+    config = training_in(folder, **changes)
     trainer = trainer_of(config)
     before = {name: p.detach().clone() for name, p in trainer.module.generator.named_parameters()}
     for step in range(3):
@@ -128,7 +120,7 @@ def test_every_trainable_weight_moves_and_no_frozen_one(folder: Path) -> None:
 
 
 def test_checkpointed_activations_change_no_gradient(folder: Path) -> None:
-    plain = config_of(folder)
+    plain = training_in(folder)
     saving = plain.model_copy(update={"gradient_checkpointing": True})
     batch = batch_of(plain)
     gradients = []
@@ -142,7 +134,7 @@ def test_checkpointed_activations_change_no_gradient(folder: Path) -> None:
 
 
 def test_bf16_stays_near_single_precision(folder: Path) -> None:
-    single = config_of(folder, loss={"lambda_jac": 0.1})
+    single = training_in(folder, loss={"lambda_jac": 0.1})
     half = single.model_copy(update={"precision": "bf16"})
     a, b = trainer_of(single), trainer_of(half)
     for step in range(3):
@@ -154,7 +146,7 @@ def test_bf16_stays_near_single_precision(folder: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_stops_before_the_weights_change(folder: Path) -> None:
-    config = config_of(folder)
+    config = training_in(folder)
     trainer = trainer_of(config)
     batch = batch_of(config)
     batch.target.image[1, 3, 4, 0] = math.nan
@@ -165,7 +157,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change(folder: Path) 
 
 
 def test_a_gradient_that_is_no_number_stops_before_the_weights_change(folder: Path) -> None:
-    config = config_of(folder)
+    config = training_in(folder)
     trainer = trainer_of(config)
     weight = trainer.module.generator.unet.stem[0].weight
     weight.register_hook(lambda gradient: gradient * math.nan)
@@ -178,7 +170,7 @@ def test_a_gradient_that_is_no_number_stops_before_the_weights_change(folder: Pa
 
 def test_workers_stop_together(folder: Path) -> None:
     """One that is well stops when another one is not."""
-    config = config_of(folder)
+    config = training_in(folder)
     generator, _ = start_generator(config, training_head(config))
     asked: list[bool] = []
 
@@ -193,7 +185,7 @@ def test_workers_stop_together(folder: Path) -> None:
 
 
 def test_the_whole_gradient_is_clipped_to_its_norm(folder: Path) -> None:
-    config = config_of(folder, optimizer={"learning_rate": 1e-3, "clip_norm": 1e-3})
+    config = training_in(folder, optimizer={"learning_rate": 1e-3, "clip_norm": 1e-3})
     trainer = trainer_of(config)
     _, norm = trainer.step(batch_of(config))
     gradients = [p.grad for p in trainer.module.parameters() if p.grad is not None]
@@ -206,7 +198,7 @@ def test_the_whole_gradient_is_clipped_to_its_norm(folder: Path) -> None:
 
 
 def test_further_colour_channels_change_no_picture(folder: Path) -> None:
-    config = config_of(folder)
+    config = training_in(folder)
     generator = awaken(tiny_generator(training_head(config), decoder={"color_channels": 8})).eval()
     batch = batch_of(config)
     with torch.no_grad():
@@ -220,7 +212,7 @@ def test_further_colour_channels_change_no_picture(folder: Path) -> None:
 
 
 def test_a_training_module_has_the_generators_state_alone(folder: Path) -> None:
-    module = trainer_of(config_of(folder)).module
+    module = trainer_of(training_in(folder)).module
     names = {f"generator.{name}" for name in module.generator.state_dict()}
     assert module.state_dict().keys() == names
 
@@ -231,12 +223,12 @@ def test_missing_lpips_weights_stop_a_training_that_wants_them(
     monkeypatch.delenv("SPATIALAVATAR_LPIPS_WEIGHTS", raising=False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(SpatialAvatarError, match="lambda_lp"):
-        trainer_of(config_of(folder, loss={"lambda_lp": 1.0}))
+        trainer_of(training_in(folder, loss={"lambda_lp": 1.0}))
 
 
 def test_an_anchor_without_a_phase_1_checkpoint_is_refused(folder: Path) -> None:
     with pytest.raises(SpatialAvatarError, match="phase1_checkpoint"):
-        trainer_of(config_of(folder, loss={"lambda_sp": 1e-3}))
+        trainer_of(training_in(folder, loss={"lambda_sp": 1e-3}))
 
 
 @pytest.mark.parametrize("phase", [1, 2])
@@ -261,7 +253,7 @@ def golden_run(folder: Path, phase: int) -> list[float]:
             "loss": {"lambda_sp": 1e-3, "lambda_delta": 1e-2},
             "phase1_checkpoint": "named elsewhere",
         }
-    config = config_of(folder, "mono" if phase == 1 else "takes", **changes)
+    config = training_in(folder, "mono" if phase == 1 else "takes", **changes)
     start = config.model_copy(
         update={"phase": 1, "phase1_checkpoint": None, "loss": config.loss.model_copy(update={"lambda_sp": 0})}
     )
