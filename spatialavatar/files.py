@@ -1,7 +1,8 @@
 """Reading and writing files: any path may be a URL (fsspec), every write is all or nothing.
 
-On a local disk a write goes to a temporary name beside the target, is flushed, and renamed over it; on object
-stores a put is atomic by itself. A reader therefore sees the old file or the new one, never half of one.
+On a local disk a write goes to a temporary name beside the target, is flushed, and renamed over it; on object stores
+a put is atomic by itself. A reader therefore sees the old file or the new one, never half of one. A store that fails is
+asked again for a while.
 """
 
 import contextlib
@@ -10,11 +11,14 @@ import io
 import json
 import math
 import os
+import random
+import shutil
 import tempfile
+import time
 import zipfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import fsspec
 import numpy as np
@@ -23,9 +27,11 @@ from safetensors import SafetensorError
 
 from spatialavatar.errors import SpatialAvatarError
 
+T = TypeVar("T")
 Location = str | os.PathLike[str]
 
 TEMPORARY = ".tmp"  # ending of a file that is being written
+RETRY_AFTER = (0.2, 1.0, 4.0, 15.0, 30.0)  # seconds before a store is asked again
 _METADATA_KEY = "spatialavatar"
 _LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
 _LARGEST_NPZ = 2 << 30  # bytes of the file, and of the arrays in it; the largest known (an ICT head) is under 0.1e9
@@ -60,78 +66,162 @@ def relative(location: Location, folder: Location) -> str:
 
 def exists(location: Location) -> bool:
     fs, path = _filesystem(location)
-    return bool(fs.exists(path))
+    return bool(_asked(location, lambda: fs.exists(path)))
 
 
 def is_folder(location: Location) -> bool:
     fs, path = _filesystem(location)
-    return bool(fs.isdir(path))
+    return bool(_asked(location, lambda: fs.isdir(path)))
 
 
 def list_folder(location: Location) -> list[str]:
     """Names (not paths) in a folder, sorted; an absent folder is empty."""
     fs, path = _filesystem(location)
-    if not fs.isdir(path):
-        return []
-    return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in fs.ls(path, detail=False))
+
+    def names() -> list[str]:
+        try:
+            listed = fs.ls(path, detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted({name.rstrip("/").rsplit("/", 1)[-1] for name in listed if name.rstrip("/") != path.rstrip("/")})
+
+    return _asked(location, names)
+
+
+def size(location: Location) -> int:
+    """Bytes of a file. Raises SpatialAvatarError when there is none."""
+    fs, path = _filesystem(location)
+    return int(_asked(location, lambda: fs.size(path)))
 
 
 def read_bytes(location: Location, max_bytes: int | None = None) -> bytes:
     """Raises SpatialAvatarError: no such file, or one larger than ``max_bytes``, of which nothing is read then."""
     fs, path = _filesystem(location)
-    try:
+
+    def read() -> bytes:
         with fs.open(path, "rb") as f:
             if max_bytes is not None and (size := fs.size(path)) is not None and size > max_bytes:
                 raise SpatialAvatarError(
                     f"{location}: {size} bytes, such files are read up to {max_bytes}; is this the right file?"
                 )
             return bytes(f.read())
-    except FileNotFoundError:
-        raise SpatialAvatarError(f"{location}: no such file") from None
-    except IsADirectoryError:
-        raise SpatialAvatarError(f"{location}: is a folder, a file was expected") from None
+
+    return _asked(location, read)
 
 
 def read_start(location: Location, count: int) -> bytes:
     """The first ``count`` bytes, or all when there are fewer. Raises SpatialAvatarError when there is no such file."""
     fs, path = _filesystem(location)
-    try:
+
+    def read() -> bytes:
         with fs.open(path, "rb") as f:
             return bytes(f.read(count))
-    except FileNotFoundError:
-        raise SpatialAvatarError(f"{location}: no such file") from None
-    except IsADirectoryError:
-        raise SpatialAvatarError(f"{location}: is a folder, a file was expected") from None
+
+    return _asked(location, read)
+
+
+def read_range(location: Location, start: int, end: int) -> bytes:
+    """Bytes ``start`` .. ``end`` - 1 of a file in one request; all of them or an error.
+
+    Raises SpatialAvatarError: no such file, or one that ends before.
+    """
+    fs, path = _filesystem(location)
+
+    def read() -> bytes:
+        data = bytes(fs.cat_file(path, start=start, end=end))
+        if len(data) != end - start:
+            if (length := fs.size(path)) < end:
+                raise SpatialAvatarError(f"{location}: ends after {length} bytes, {end} were expected; it is truncated")
+            raise OSError(f"{len(data)} bytes came instead of {end - start}")
+        return data
+
+    return _asked(location, read)
+
+
+@contextlib.contextmanager
+def local_copy(location: Location) -> Iterator[Path]:
+    """A file or folder as a local path, for what can only read those: itself, or a copy for as long as this lasts."""
+    if is_local(location):
+        if not exists(location):
+            raise SpatialAvatarError(f"{location}: no such file")
+        yield local_path(location)
+        return
+    fs, path = _filesystem(location)
+    with tempfile.TemporaryDirectory(prefix="spatialavatar-") as folder:
+        target = Path(folder, path.rstrip("/").rsplit("/", 1)[-1])
+
+        def fetch() -> None:
+            fs.get(path, str(target), recursive=bool(fs.isdir(path)))
+
+        _asked(location, fetch)
+        yield target
 
 
 def write_bytes(location: Location, data: bytes) -> None:
     """Write all of ``data`` or leave what was there. Makes parent folders."""
     if is_local(location):
-        path = local_path(location)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as f:
-                f.write(data)
-                f.flush()
-                os.fsync(f.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
+        with _replacing_file(location) as f:
+            f.write(data)
+        return
+    fs, path = _filesystem(location)
+
+    def write() -> None:
+        fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        fs.pipe_file(path, data)
+
+    _asked(location, write)
+
+
+def move_into_place(local: Path, location: Location) -> None:
+    """Put a finished local file at ``location``, whole or not at all; ``local`` is gone afterwards."""
+    if is_local(location):
+        target = local_path(location)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if os.stat(local).st_dev == os.stat(target.parent).st_dev:
+            os.chmod(local, 0o666 & ~_umask())
+            os.replace(local, target)
+            return
+        with open(local, "rb") as source, _replacing_file(location) as f:
+            shutil.copyfileobj(source, f, 1 << 24)
     else:
-        fs, path_on_store = _filesystem(location)
-        fs.makedirs(path_on_store.rsplit("/", 1)[0], exist_ok=True)
-        fs.pipe_file(path_on_store, data)
+        fs, path = _filesystem(location)
+
+        def upload() -> None:
+            fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+            fs.put_file(str(local), path)
+
+        _asked(location, upload)
+    local.unlink()
+
+
+@contextlib.contextmanager
+def _replacing_file(location: Location) -> Iterator[IO[bytes]]:
+    """A local file that takes its place only when the block ends well."""
+    path = local_path(location)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
 
 
 def remove(location: Location) -> None:
     """Remove a file, or a folder with all that it holds; nothing there is fine."""
     fs, path = _filesystem(location)
-    with contextlib.suppress(FileNotFoundError):
-        fs.rm(path, recursive=True)
+
+    def delete() -> None:
+        with contextlib.suppress(FileNotFoundError):
+            fs.rm(path, recursive=True)
+
+    _asked(location, delete)
 
 
 def read_json(location: Location) -> Any:
@@ -198,13 +288,12 @@ def read_tensors(location: Location) -> tuple[dict[str, np.ndarray], dict[str, s
 def read_tensor_metadata(location: Location) -> dict[str, str]:
     """Our metadata of a safetensors file (none in others' files); reads its header alone."""
     fs, path = _filesystem(location)
-    try:
+
+    def read() -> dict[str, str]:
         with fs.open(path, "rb") as f:
             return _tensor_metadata(location, f)
-    except FileNotFoundError:
-        raise SpatialAvatarError(f"{location}: no such file") from None
-    except IsADirectoryError:
-        raise SpatialAvatarError(f"{location}: is a folder, a file was expected") from None
+
+    return _asked(location, read)
 
 
 def _tensor_metadata(location: Location, stream: IO[bytes]) -> dict[str, str]:
@@ -270,11 +359,44 @@ def refuse_existing(location: Location, force: bool = False) -> None:
 
 
 def _filesystem(location: Location) -> tuple[fsspec.AbstractFileSystem, str]:
+    text = os.fspath(location)
+    # a listing that this process remembers would hide what others write
+    options = {} if is_local(text) or text.startswith("memory:") else {"use_listings_cache": False}
     try:
-        fs, path = fsspec.core.url_to_fs(os.fspath(location))
+        fs, path = fsspec.core.url_to_fs(text, **options)
     except (ImportError, ValueError) as e:
         raise SpatialAvatarError(f"{location}: no way to open such a URL here ({e})") from None
     return fs, path
+
+
+def _asked(location: Location, request: Callable[[], T]) -> T:
+    """What a file system answers; a store that fails as networks and busy servers do is asked again.
+
+    This comes on top of the store client's own retries, which do not cover every failure. Raises SpatialAvatarError.
+    """
+    tries = 1 if is_local(location) else len(RETRY_AFTER) + 1
+    for attempt in range(tries):
+        try:
+            return request()
+        except FileNotFoundError:
+            raise SpatialAvatarError(f"{location}: no such file") from None
+        except IsADirectoryError:
+            raise SpatialAvatarError(f"{location}: is a folder, a file was expected") from None
+        except (SpatialAvatarError, MemoryError):
+            raise
+        except Exception as e:  # every store's client has exceptions of its own
+            if is_local(location):
+                raise
+            reason = ascii(str(e) or type(e).__name__)[1:-1][:200]
+            if isinstance(e, PermissionError) or "credential" in reason.lower():
+                raise SpatialAvatarError(f"{location}: the store refuses access ({reason}); check the keys") from None
+            if attempt == tries - 1:
+                raise SpatialAvatarError(
+                    f"{location}: the store did not answer after {tries} tries ({reason}); check the network and the "
+                    "store, then run the same command again"
+                ) from None
+            time.sleep(RETRY_AFTER[attempt] * random.uniform(0.5, 1.0))
+    raise AssertionError("unreachable")
 
 
 def _umask() -> int:

@@ -40,4 +40,4 @@ def parse_one_frame(text: str, option: str) -> tuple[str, FrameIndex]:
 def frame_name(clip: TrackedClip, index: FrameIndex) -> str:
     """What ``parse_frame_name`` takes."""
     camera = f",{index.camera}" if clip.cameras > 1 else ""
-    return f"{clip.folder}#{index.instant}{camera}"
+    return f"{clip.location}#{index.instant}{camera}"

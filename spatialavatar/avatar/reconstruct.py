@@ -129,7 +129,7 @@ def reconstruct(
         source.clip.params_at(source.index).with_identity(own.shape, own.static_offset),
         camera.world_to_camera,
     )
-    clips = {frame.clip.folder: frame.clip for frame in portraits.frames}
+    clips = {frame.clip.location: frame.clip for frame in portraits.frames}
     named = HeadReference.of(head)
     trained_on = facts.training.get("licence", "not stated")
     return Avatar(

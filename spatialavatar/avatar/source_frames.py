@@ -64,7 +64,7 @@ def with_a_face(clip: TrackedClip, head: HeadModel) -> dict[FrameIndex, float]:
     shown = {frame: share for frame, share in zip(frames, shares) if share >= LEAST_FACE}
     if not shown:
         raise SpatialAvatarError(
-            f"{clip.folder}: no training frame has the face in view; 'spatialavatar clip inspect' shows the tracking"
+            f"{clip.location}: no training frame has the face in view; 'spatialavatar clip inspect' shows the tracking"
         )
     return shown
 
@@ -94,7 +94,7 @@ def choose_frames(clip: TrackedClip, head: HeadModel, count: int, size: int, see
             distance = np.minimum(distance, np.linalg.norm(axis - axis[row], axis=-1))
     if not chosen:
         raise SpatialAvatarError(
-            f"{clip.folder}: the matte is empty in every training frame with a face in view; 'spatialavatar clip "
+            f"{clip.location}: the matte is empty in every training frame with a face in view; 'spatialavatar clip "
             "inspect' shows mattes and regions"
         )
     return chosen

@@ -58,7 +58,7 @@ def animate(
     files.refuse_existing(out, force)
     subject = read_avatar(avatar)
     clip = None if driver is None else open_clip(driver)
-    hints = subject.head_hints(avatar) + ([] if clip is None else [clip.folder])
+    hints = subject.head_hints(avatar) + ([] if clip is None else [clip.location])
     model = resolve_head(subject.head, head, avatar, hints)
     renderer = AvatarRenderer(subject, model, choose_device(device), avatar)
     size = resolution or subject.provenance["config"]["resolution"]

@@ -48,7 +48,7 @@ def bake_(
     frame = None if at is None else parse_one_frame(at, "--at")
     claim_folder(out, force)  # before any work; what is replaced goes when all input has proved sound
     clip = None if frame is None else open_clip(frame[0])
-    hints = subject.head_hints(avatar) + ([] if clip is None else [clip.folder])
+    hints = subject.head_hints(avatar) + ([] if clip is None else [clip.location])
     found = locate_head(subject.head, head, avatar, hints)
     where = choose_device(device)
     if clip is None or frame is None:

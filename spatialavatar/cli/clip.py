@@ -41,7 +41,7 @@ def import_(
     spatialavatar clip import tracked/anna --head flame2020.head.safetensors --test-last 350 --out clips/anna
     """
     from spatialavatar.clip.header import IDENTITY_RULE, is_identity, safe_identity
-    from spatialavatar.clip.importers import import_clip
+    from spatialavatar.clip.importers import ImportOptions, import_clips
     from spatialavatar.clip.replacing import refuse_existing_clip
     from spatialavatar.errors import SpatialAvatarError
     from spatialavatar.head.file import read_head
@@ -51,19 +51,11 @@ def import_(
             f"--identity {identity!r}: expected {IDENTITY_RULE}; for one, --identity {safe_identity(identity)}"
         )
     refuse_existing_clip(out, force)
+    options = ImportOptions(identity=identity, licence=licence, test_last=test_last)
     with _progress("importing") as update:
-        clip = import_clip(
-            source,
-            out,
-            read_head(head),
-            format,
-            test_last,
-            identity=identity,
-            licence=licence,
-            progress=update,
-            force=force,
-        )
-    typer.echo(_summary(clip))
+        clips = import_clips(source, out, read_head(head), format, options, progress=update, force=force)
+    for clip in clips:
+        typer.echo(_summary(clip))
 
 
 @app.command()
@@ -177,7 +169,7 @@ def inspect(
     files.refuse_existing(out, force)
     chosen = None if frames is None else _numbers(frames, "--frames")
     opened = open_clip(clip)
-    shown = inspect_clip(opened, resolve_head(opened.head, head, clip, [opened.folder]), out, chosen)
+    shown = inspect_clip(opened, resolve_head(opened.head, head, clip, [opened.location]), out, chosen)
     typer.echo(f"{out}: {len(shown)} frames")
 
 
@@ -207,7 +199,7 @@ def _summary(clip: object) -> str:
     assert isinstance(clip, TrackedClip)
     counts = {name: len(clip.split(name)) for name in ("train", "test", "view")}
     return (
-        f"{clip.folder}: {clip.identity}, {clip.instants} instants x {clip.cameras} cameras at {clip.width} x "
+        f"{clip.location}: {clip.identity}, {clip.instants} instants x {clip.cameras} cameras at {clip.width} x "
         f"{clip.height}, {counts['train']} train, {counts['test']} test, {counts['view']} held-out-view frames"
     )
 

@@ -64,7 +64,7 @@ def evaluate(
             files.refuse_existing(target, force)
     subject = read_avatar(avatar)
     footage = open_clip(clip)
-    model = resolve_head(subject.head, head, avatar, [*subject.head_hints(avatar), footage.folder])
+    model = resolve_head(subject.head, head, avatar, [*subject.head_hints(avatar), footage.location])
     print_report(
         report(
             subject,
@@ -112,7 +112,7 @@ def report(
     if behind is None:
         behind = torch.ones(3) if clip.matte_kind == "alpha" else torch.zeros(3)
     elif clip.matte_kind != "alpha" and behind.any():
-        raise SpatialAvatarError(f"{clip.folder}: has no alpha (matte: {clip.matte_kind}); measure it on black")
+        raise SpatialAvatarError(f"{clip.location}: has no alpha (matte: {clip.matte_kind}); measure it on black")
     size = resolution or avatar.provenance["config"]["resolution"]
     lpips = Lpips.find(lpips_weights, device)
     with progress("evaluating", min(len(clip.split(split)), limit or 10**9)) as update:

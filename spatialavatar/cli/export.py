@@ -54,7 +54,7 @@ def export(
         raise SpatialAvatarError(f"--driver {driver}: a {format} export plays a whole clip; leave out #{named.instant}")
     subject = read_avatar(avatar)
     clip = None if footage is None else open_clip(footage)
-    hints = subject.head_hints(avatar) + ([] if clip is None else [clip.folder])
+    hints = subject.head_hints(avatar) + ([] if clip is None else [clip.location])
     model = resolve_head(subject.head, head, avatar, hints)
     subject = bake_at_reference(subject, model, "cpu", avatar)
     assert isinstance(subject.appearance, StaticAppearance)

@@ -123,7 +123,7 @@ def _sources(
         raise SpatialAvatarError(f"--k {k}: says how many frames of a whole clip are taken, but all sources are frames")
     clips = {location: open_clip(location) for location, _ in parsed}
     first = clips[parsed[0][0]]
-    hints = list(dict.fromkeys(clip.folder for clip in clips.values()))
+    hints = list(dict.fromkeys(clip.location for clip in clips.values()))
     found = locate_head(first.head, head_file, parsed[0][0], hints)
     frames: list[SourceFrame] = []
     for location, index in parsed:
@@ -152,5 +152,6 @@ def _require_one_person(frames: Sequence["SourceFrame"], identity: str | None) -
     shape = frames[0].clip.params.shape[0]
     for frame in frames[1:]:
         if float((frame.clip.params.shape[0] - shape).abs().max()) > SHAPE_TOLERANCE:
-            say(f"{frame.clip.folder}: tracked with another shape; the avatar takes that of {frames[0].clip.folder}")
+            first = frames[0].clip.location
+            say(f"{frame.clip.location}: tracked with another shape; the avatar takes that of {first}")
             return

@@ -100,7 +100,7 @@ def refine(
     settings = load_config(RefineConfig, config, overrides)
     where = choose_device(device)
     footage = open_clip(clip)
-    found = locate_head(footage.head, head, clip, [footage.folder])
+    found = locate_head(footage.head, head, clip, [footage.location])
     model = found.head
     if resume and is_finished(out):
         say(f"{out}: already finished; replace it with --force")

@@ -110,6 +110,30 @@ def params_from_arrays(arrays: dict[str, np.ndarray], instants: int) -> HeadPara
     return HeadParams(shape=shape, static_offset=offset, **{name: tensor(name) for name in names})
 
 
+def clip_arrays(
+    params: HeadParams,
+    world_to_camera: Tensor,
+    intrinsics: Tensor,
+    face_box: Tensor | None = None,
+    landmarks: Tensor | None = None,
+) -> dict[str, np.ndarray]:
+    """The arrays of a clip, not yet checked. Raises SpatialAvatarError when shape or static_offset change with time."""
+    names = ("expression", "global_rotation", "neck", "jaw", "eyes", "translation")
+    tensors = {name: getattr(params, name) for name in names}
+    for name in ("shape", "static_offset"):
+        per_instant = getattr(params, name)
+        if per_instant is None:
+            continue
+        if not bool((per_instant == per_instant[:1]).all()):
+            raise SpatialAvatarError(
+                f"{name} changes from instant to instant, a clip has one; average it or track with it fixed"
+            )
+        tensors[name] = per_instant[0]
+    tensors |= {"world_to_camera": world_to_camera, "intrinsics": intrinsics}
+    tensors |= {k: v for k, v in {"face_box": face_box, "landmarks": landmarks}.items() if v is not None}
+    return {name: np.array(t.detach().cpu().numpy(), np.float32) for name, t in tensors.items()}
+
+
 def _shape_problem(header: ClipHeader, name: str, array: np.ndarray) -> str | None:
     sizes = {
         "T": header.instants,

@@ -1,6 +1,7 @@
-"""TrackedClip: a folder of tracked head video, read lazily (design.md, "Files of our own").
+"""TrackedClip: tracked head video with its pictures read lazily (design.md, "Files of our own").
 
-Opening reads ``clip.json`` and ``params.safetensors`` and checks them; pictures are read and decoded when asked for.
+A clip may be a folder of ours (``open_clip``), a row of a shard, a tracker's folder (importers), or made in memory
+(assembly.py): what differs is only where the bytes of a frame come from. Pictures are read and decoded when asked for.
 """
 
 import os
@@ -16,13 +17,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spatialavatar import files
-from spatialavatar.clip.arrays import check_arrays, params_from_arrays, read_arrays
+from spatialavatar.clip.arrays import check_arrays, clip_arrays, params_from_arrays, read_arrays
 from spatialavatar.clip.header import (
     HEADER_FILE,
     ClipHeader,
     ClipSource,
     FrameIndex,
     MatteKind,
+    Picture,
     header_from_json,
     read_header_json,
 )
@@ -54,13 +56,14 @@ class TrackedClip:
     Values are as stored: the rigid head motion may be in ``params`` or in ``world_to_camera``.
     """
 
-    folder: str
+    location: str  # its folder, or in messages whatever else holds it
     header: ClipHeader
     params: HeadParams  # T rows; shape and static_offset are one per clip, expanded
     world_to_camera: Float[Tensor, "T C 4 4"]  # OpenCV, metres
     intrinsics: Float[Tensor, "T C 3 3"]  # pixels, centres at +0.5
     face_box: Float[Tensor, "T C 4"] | None  # pixels, x0 y0 x1 y1
     landmarks: Float[Tensor, "T C L 2"] | None  # pixels; NaN where a point was not found
+    read_frame: Callable[[FrameIndex], EncodedFrame]  # the bytes of a frame; SpatialAvatarError when there are none
 
     @property
     def identity(self) -> str:
@@ -150,17 +153,13 @@ class TrackedClip:
         return max(1, round(self.width * resolution / longer)), max(1, round(self.height * resolution / longer))
 
     def encoded(self, index: FrameIndex) -> EncodedFrame:
-        """The frame's files as they are, not decoded."""
+        """The frame's pictures as they are stored, not decoded."""
         self._indices(index)
+        return self.read_frame(index)
 
-        def read(picture: Literal["images", "masks", "roi"]) -> bytes | None:
-            if picture not in self.header.pictures:
-                return None
-            return files.read_bytes(files.join(self.folder, self.header.frame_file(picture, index)))
-
-        image = read("images")
-        assert image is not None
-        return EncodedFrame(image, read("masks"), read("roi"))
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What ``params.safetensors`` holds, by its names."""
+        return clip_arrays(self.params, self.world_to_camera, self.intrinsics, self.face_box, self.landmarks)
 
     def frame(self, index: FrameIndex, width: int | None = None, height: int | None = None) -> Frame:
         """Read and decode one frame, at the clip's size or at another (use ``camera(...).resized`` with it).
@@ -173,11 +172,11 @@ class TrackedClip:
         """
         encoded = self.encoded(index)
 
-        def pixels(picture: Literal["images", "masks", "roi"], data: bytes) -> np.ndarray:
+        def pixels(picture: Picture, data: bytes) -> np.ndarray:
             try:
                 return decode(data, self.width, self.height, color=picture == "images").astype(np.float32) / 255
             except ValueError as e:
-                location = files.join(self.folder, self.header.frame_file(picture, index))
+                location = files.join(self.location, self.header.frame_file(picture, index))
                 raise SpatialAvatarError(
                     f"{location}: {e}; restore the file or import the clip again ('clip validate' lists every fault)"
                 ) from None
@@ -205,18 +204,18 @@ class TrackedClip:
         codes = (self.header.shape_codes, self.header.expression_codes)
         if codes != (head.shape_codes, head.expression_codes):
             raise SpatialAvatarError(
-                f"{self.folder}: clip has {codes[0]} shape and {codes[1]} expression codes, head '{head.info.id}' has "
-                f"{head.shape_codes} and {head.expression_codes}; give the head that the clip was tracked with "
+                f"{self.location}: clip has {codes[0]} shape and {codes[1]} expression codes, head '{head.info.id}' "
+                f"has {head.shape_codes} and {head.expression_codes}; give the head that the clip was tracked with "
                 f"('{self.head.id}')"
             )
-        self.head.require(head, self.folder)
+        self.head.require(head, self.location)
 
     def _indices(self, frames: Frames) -> tuple[list[int], list[int]]:
         listed = [frames] if isinstance(frames, FrameIndex) else list(frames)
         for t, c in listed:
             if not (0 <= t < self.instants and 0 <= c < self.cameras):
                 raise SpatialAvatarError(
-                    f"{self.folder}: no frame at instant {t}, camera {c}; "
+                    f"{self.location}: no frame at instant {t}, camera {c}; "
                     f"the clip has instants 0..{self.instants - 1} and cameras 0..{self.cameras - 1}"
                 )
         return [t for t, _ in listed], [c for _, c in listed]
@@ -236,17 +235,37 @@ def open_clip(folder: files.Location) -> TrackedClip:
         more = f" (and {len(faults) - 1} more; 'spatialavatar clip validate' lists them)" if len(faults) > 1 else ""
         raise SpatialAvatarError(f"{text}: {faults[0]}{more}")
 
+    def read(index: FrameIndex) -> EncodedFrame:
+        def picture(kind: Picture) -> bytes | None:
+            if kind not in header.pictures:
+                return None
+            return files.read_bytes(files.join(text, header.frame_file(kind, index)))
+
+        image = picture("images")
+        assert image is not None
+        return EncodedFrame(image, picture("masks"), picture("roi"))
+
+    return clip_from_arrays(text, header, arrays, read)
+
+
+def clip_from_arrays(
+    location: str,
+    header: ClipHeader,
+    arrays: dict[str, np.ndarray],  # checked
+    read_frame: Callable[[FrameIndex], EncodedFrame],
+) -> TrackedClip:
     def optional(name: str) -> Tensor | None:
         return torch.from_numpy(arrays[name]) if name in arrays else None
 
     return TrackedClip(
-        folder=text,
+        location=location,
         header=header,
         params=params_from_arrays(arrays, header.instants),
         world_to_camera=torch.from_numpy(arrays["world_to_camera"]),
         intrinsics=torch.from_numpy(arrays["intrinsics"]),
         face_box=optional("face_box"),
         landmarks=optional("landmarks"),
+        read_frame=read_frame,
     )
 
 

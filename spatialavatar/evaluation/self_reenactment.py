@@ -85,7 +85,7 @@ def evaluate(
     frames = clip.split(split)
     if not frames:
         raise SpatialAvatarError(
-            f"{clip.folder}: no frames in split {split!r} (test_from {clip.test_from}, "
+            f"{clip.location}: no frames in split {split!r} (test_from {clip.test_from}, "
             f"test cameras {clip.test_cameras}); choose another with --split"
         )
     frames = spread(frames, limit)

@@ -67,7 +67,7 @@ def generator_start(
     names = ", ".join(_frame(source.index, clip) for source in portraits.frames)
     origin = f"generator {loaded.facts.hash[:12]} from frames {names}"
     seen = {"images": portraits.sources.images, **_seen(portraits.sources.params, portraits.sources.camera)}
-    return _start(avatar, head, loaded.device, origin, _content(seen, loaded.facts.hash), clip.folder)
+    return _start(avatar, head, loaded.device, origin, _content(seen, loaded.facts.hash), clip.location)
 
 
 def _start(

@@ -32,7 +32,7 @@ class FolderPool:
             frames = clip.split("train")
             if len(frames) < 2:
                 raise SpatialAvatarError(
-                    f"{clip.folder}: has {len(frames)} frame(s) to train on, a training sample takes a source and a "
+                    f"{clip.location}: has {len(frames)} frame(s) to train on, a training sample takes a source and a "
                     "target; track more frames, set test_from later, or leave the clip out"
                 )
             self._clips.append(clip)
@@ -45,7 +45,7 @@ class FolderPool:
                     clip.face_box,
                     (clip.width, clip.height),
                     frames,
-                    clip.folder,
+                    clip.location,
                     black_only=clip.matte_kind != "alpha",
                 )
             )
@@ -60,7 +60,7 @@ class FolderPool:
         return "; ".join(terms)
 
     def name(self, clip: int) -> str:
-        return self._clips[clip].folder
+        return self._clips[clip].location
 
     def facts(self, clip: int) -> ClipFacts:
         return self._tracking[clip].facts

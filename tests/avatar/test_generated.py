@@ -209,7 +209,7 @@ def test_sources_reach_the_generator_as_training_has_them(tmp_path: Path) -> Non
 
     clip = tiny_clip(tmp_path / "clip", instants=3, cameras=2, width=52, height=38)
     frames = [FrameIndex(2, 1), FrameIndex(0, 0)]
-    pool = FolderPool([clip.folder], tiny_head(), 0.1)
+    pool = FolderPool([clip.location], tiny_head(), 0.1)
     views = tuple(pool.view(0, frame, 32) for frame in frames)
     theirs = collate([Example(0, views, views[0], torch.zeros(3))]).sources
     ours = look_at([SourceFrame(clip, frame) for frame in frames], tiny_head(), 32).sources
@@ -381,7 +381,7 @@ def test_named_portraits_are_baked_at_their_reference_frame(tmp_path: Path) -> N
         clip = tiny_clip(tmp_path / f"{jaw}", **with_mouth(turned(yaw), jaw))  # type: ignore[arg-type]
         portraits = look_at([SourceFrame(clip, FrameIndex(t, 0)) for t in range(4)], tiny_head(), IMAGE_SIZE)
         avatar = reconstruct(generation(tmp_path), portraits)
-        assert avatar.provenance["clip"]["reference_frame"] == f"{clip.folder}#{expected}"
+        assert avatar.provenance["clip"]["reference_frame"] == f"{clip.location}#{expected}"
 
 
 def test_resolution_is_what_the_generator_was_trained_to_show(tmp_path: Path, clip: TrackedClip) -> None:

@@ -45,7 +45,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     )
     driver = tiny_clip(folder / "driver", instants=3, width=40, height=32, seed=7, identity="ben")
     avatar = folder / "avatar"
-    command = ["refine", clip.folder, "--head", str(head), "--out", str(avatar), *SHORT]
+    command = ["refine", clip.location, "--head", str(head), "--out", str(avatar), *SHORT]
     done = subprocess.run([sys.executable, "-m", "spatialavatar", *command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "training on 4 images (frames 0..3, 2 cameras); 2 held out from frame 4" in done.stderr
@@ -67,7 +67,7 @@ def test_evaluate_every_split(world: World, run, tmp_path: Path) -> None:  # typ
     expected = {"test": 2, "train": 4, "view": 6, "all": 12}
     for split, frames in expected.items():
         out = tmp_path / f"{split}.json"
-        result = run("evaluate", world.avatar, world.clip.folder, "--split", split, "--out", out)
+        result = run("evaluate", world.avatar, world.clip.location, "--split", split, "--out", out)
         assert result.code == 0, result.err
         report = json.loads(out.read_text())
         assert report["frames"] == len(report["per_frame"]) == frames
@@ -83,7 +83,7 @@ def test_contact_sheet(world: World, run, tmp_path: Path) -> None:  # type: igno
     import cv2
 
     sheet = tmp_path / "sheet.png"
-    assert run("evaluate", world.avatar, world.clip.folder, "--sheet", sheet, "--background", "0,0,1").code == 0
+    assert run("evaluate", world.avatar, world.clip.location, "--sheet", sheet, "--background", "0,0,1").code == 0
     picture = cv2.imread(str(sheet))
     assert picture.shape == (2 * (40 + 26), 3 * 40, 3)
     assert tuple(picture[27, 1]) == (255, 0, 0), "the target's corner is the background, blue (BGR)"
@@ -93,7 +93,7 @@ def test_animate_self_cross_and_orbit(world: World, run, tmp_path: Path) -> None
     import imageio.v2 as imageio
 
     for name, options, frames, size in (
-        ("self", ["--driver", world.clip.folder], 6, (40, 40)),
+        ("self", ["--driver", world.clip.location], 6, (40, 40)),
         ("cross", ["--driver", world.driver.folder], 3, (32, 40)),
         ("orbit", ["--camera", "orbit", "--frames", 5], 5, (40, 40)),
         ("orbit_driven", ["--camera", "orbit", "--driver", world.driver.folder, "--resolution", 48], 3, (48, 48)),
@@ -155,7 +155,7 @@ def test_gaussian_avatars_of_a_flame_head(run, tmp_path: Path) -> None:  # type:
         tmp_path / "clip", instants=3, head=head, params=motion, face_box=None, identity="driver", has_region=False
     )
     command = ["export", tmp_path / "avatar", "--format", "gaussian-avatars", "--head", file]
-    assert run(*command, "--driver", clip.folder, "--out", tmp_path / "ga").code == 0
+    assert run(*command, "--driver", clip.location, "--out", tmp_path / "ga").code == 0
     with np.load(tmp_path / "ga" / "flame_param.npz") as parameters:
         assert parameters["jaw_pose"][:, 0] == pytest.approx([0.0, 0.1, 0.2])
         assert parameters["shape"].shape == (300,) and parameters["shape"] == pytest.approx(0.5)
@@ -169,7 +169,7 @@ def test_gaussian_avatars_of_a_flame_head(run, tmp_path: Path) -> None:  # type:
 
 def test_resume_of_a_finished_run_is_no_error(world: World, run) -> None:  # type: ignore[no-untyped-def]
     before = (world.avatar / "avatar.json").read_bytes()
-    result = run("refine", world.clip.folder, "--head", world.head, "--out", world.avatar, *SHORT, "--resume")
+    result = run("refine", world.clip.location, "--head", world.head, "--out", world.avatar, *SHORT, "--resume")
     assert result.code == 0 and "already finished" in result.err
     assert (world.avatar / "avatar.json").read_bytes() == before
 
@@ -187,7 +187,7 @@ def test_clips_without_alpha_are_measured_on_black(world: World, run, tmp_path: 
 def test_a_stopped_refinement_goes_on(  # type: ignore[no-untyped-def]
     world: World, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    command = ["refine", world.clip.folder, "--head", world.head, *SHORT, "--no-evaluate", "--out", tmp_path / "a"]
+    command = ["refine", world.clip.location, "--head", world.head, *SHORT, "--no-evaluate", "--out", tmp_path / "a"]
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     step = Refinement.step
 
@@ -208,7 +208,7 @@ def test_a_stopped_refinement_goes_on(  # type: ignore[no-untyped-def]
 
 
 def test_a_head_beside_its_clip_is_found_and_remembered(world: World, run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    shutil.copytree(world.clip.folder, tmp_path / "clip")
+    shutil.copytree(world.clip.location, tmp_path / "clip")
     shutil.copy(world.head, tmp_path / "clip")
     clip, out = tmp_path / "clip", tmp_path / "avatars" / "ann"
     assert run("refine", clip, "--out", out, *SHORT, "--no-evaluate").code == 0
@@ -230,7 +230,7 @@ def test_a_head_beside_its_clip_is_found_and_remembered(world: World, run, tmp_p
 def test_ctrl_c_leaves_a_checkpoint_to_resume_from(world: World, tmp_path: Path) -> None:
     out, whole = tmp_path / "a", tmp_path / "whole"
     options = ["--head", str(world.head), "--iterations", "3000", "--resolution", "40", "--uv-resolution", "16"]
-    command = [sys.executable, "-m", "spatialavatar", "refine", world.clip.folder, *options, "--no-evaluate", "--out"]
+    command = [sys.executable, "-m", "spatialavatar", "refine", world.clip.location, *options, "--no-evaluate", "--out"]
     process = subprocess.Popen([*command, str(out)], stderr=subprocess.PIPE, text=True)
     while not (out / "refine.jsonl").exists():  # written once iterations are under way
         assert process.poll() is None
@@ -246,7 +246,7 @@ def test_ctrl_c_leaves_a_checkpoint_to_resume_from(world: World, tmp_path: Path)
 
 
 def test_refine_goes_on_from_another_avatar(world: World, run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    command = ["refine", world.clip.folder, "--head", world.head, "--init", world.avatar, "--out", tmp_path / "b"]
+    command = ["refine", world.clip.location, "--head", world.head, "--init", world.avatar, "--out", tmp_path / "b"]
     assert run(*command, "--iterations", 2, "--resolution", 40, "--no-evaluate").code == 0
     before, after = (json.loads((a / "avatar.json").read_text())["layout"] for a in (world.avatar, tmp_path / "b"))
     assert before == after
@@ -305,7 +305,7 @@ def test_user_errors_are_one_line_and_exit_2(  # type: ignore[no-untyped-def]
     (tmp_path / "papers").mkdir()
     (tmp_path / "papers" / "thesis.tex").write_text("years")
     places = {
-        "clip": world.clip.folder,
+        "clip": world.clip.location,
         "driver": world.driver.folder,
         "head": world.head,
         "avatar": world.avatar,
@@ -324,8 +324,8 @@ def test_another_head_is_refused_by_name(world: World, run, tmp_path: Path) -> N
     other = tmp_path / "other.head.safetensors"
     write_head(other, tiny_head().info, arrays)
     for command in (
-        ["refine", world.clip.folder, "--head", other, "--out", tmp_path / "a"],
-        ["evaluate", world.avatar, world.clip.folder, "--head", other],
+        ["refine", world.clip.location, "--head", other, "--out", tmp_path / "a"],
+        ["evaluate", world.avatar, world.clip.location, "--head", other],
     ):
         result = run(*command)
         assert result.code == 2 and "head" in result.err.splitlines()[-1]
@@ -341,10 +341,10 @@ def test_our_own_faults_exit_1_and_debug_shows_them(  # type: ignore[no-untyped-
         raise ZeroDivisionError("inside")
 
     monkeypatch.setattr(spatialavatar.avatar, "read_avatar", broken)
-    result = run("evaluate", world.avatar, world.clip.folder)
+    result = run("evaluate", world.avatar, world.clip.location)
     assert result.code == 1
     assert result.err.strip().startswith("error: internal error: ZeroDivisionError: inside")
-    assert "Traceback" in run("--debug", "evaluate", world.avatar, world.clip.folder).err
+    assert "Traceback" in run("--debug", "evaluate", world.avatar, world.clip.location).err
 
 
 def test_full_disk_is_named(world: World, run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -353,7 +353,7 @@ def test_full_disk_is_named(world: World, run, monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setattr(files, "write_json", full)
     out = tmp_path / "m.json"
-    result = run("evaluate", world.avatar, world.clip.folder, "--out", out)
+    result = run("evaluate", world.avatar, world.clip.location, "--out", out)
     assert result.code == 2
     assert f"{out}: no space left on device" in result.err
 

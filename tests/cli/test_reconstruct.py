@@ -44,11 +44,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     checkpoint = folder / "generator.safetensors"
     write_generator(checkpoint, awaken(tiny_generator(tiny_head())), {"licence": "made up", "phase": 1, "step": 7})
     avatar = folder / "avatar"
-    command = ["reconstruct", f"{clip.folder}#1", f"{clip.folder}/clip.json#2,1", "--checkpoint", str(checkpoint)]
+    command = ["reconstruct", f"{clip.location}#1", f"{clip.location}/clip.json#2,1", "--checkpoint", str(checkpoint)]
     command += ["--head", str(head), "--out", str(avatar), "--preview", str(folder / "preview.png")]
     with contextlib.redirect_stderr(io.StringIO()) as said:
         main.app(command, standalone_mode=False)
-    assert f"sources: {clip.folder}#1,0, {clip.folder}#2,1" in said.getvalue()
+    assert f"sources: {clip.location}#1,0, {clip.location}#2,1" in said.getvalue()
     assert "trained on footage under: made up" in said.getvalue()
     return World(head, clip, driver, checkpoint, avatar)
 
@@ -58,7 +58,7 @@ def test_avatar_needs_nothing_but_its_head(world: World, run, tmp_path: Path) ->
     hidden = world.checkpoint.rename(world.checkpoint.with_name("away"))
     try:
         out = tmp_path / "m.json"
-        result = run("evaluate", world.avatar, world.clip.folder, "--out", out)
+        result = run("evaluate", world.avatar, world.clip.location, "--out", out)
         assert result.code == 0, result.err
         report = json.loads(out.read_text())
         assert report["kind"] == "generated" and report["frames"] == 2 and report["resolution"] == 32
@@ -80,7 +80,7 @@ def test_preview_shows_sources_renders_and_other_views(world: World) -> None:
 
 
 def test_a_whole_clip_gives_k_frames(world: World, run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    command = ["reconstruct", world.clip.folder, "--checkpoint", world.checkpoint, "--head", world.head, "--k", 3]
+    command = ["reconstruct", world.clip.location, "--checkpoint", world.checkpoint, "--head", world.head, "--k", 3]
     taken = []
     for out in (tmp_path / "a", tmp_path / "b"):
         result = run(*command, "--out", out)
@@ -89,7 +89,7 @@ def test_a_whole_clip_gives_k_frames(world: World, run, tmp_path: Path) -> None:
     assert taken[0] == taken[1] and len(set(taken[0])) == 3
     reference = reference_frame(tiny_head(), world.clip.params[:4])
     clip = json.loads((tmp_path / "a" / "avatar.json").read_text())["provenance"]["clip"]
-    assert clip["reference_frame"] == taken[0][0] == f"{world.clip.folder}#{reference},0"
+    assert clip["reference_frame"] == taken[0][0] == f"{world.clip.location}#{reference},0"
     assert all(parse_frame_name(name)[1] in world.clip.split("train") for name in taken[0])
     first, again = (tmp_path / out / "features.safetensors" for out in "ab")
     assert first.read_bytes() == again.read_bytes()
@@ -100,7 +100,7 @@ def test_a_whole_clip_gives_k_frames(world: World, run, tmp_path: Path) -> None:
 def test_bake_at_a_frame_shows_that_frame(world: World, run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     for name, index in (("#3", FrameIndex(3, 0)), ("#0,1", FrameIndex(0, 1))):
         out = tmp_path / name
-        result = run("avatar", "bake", world.avatar, "--at", f"{world.clip.folder}{name}", "--out", out)
+        result = run("avatar", "bake", world.avatar, "--at", f"{world.clip.location}{name}", "--out", out)
         assert result.code == 0, result.err
         baked = read_avatar(out)
         renderer = AvatarRenderer(read_avatar(world.avatar), tiny_head(), "cpu")
@@ -109,7 +109,7 @@ def test_bake_at_a_frame_shows_that_frame(world: World, run, tmp_path: Path) -> 
         for key, tensor in shown.tensors().items():
             assert (baked.appearance.gaussians.tensors()[key] == tensor).all()
         # found through the avatar's own record, moved along
-        assert run("evaluate", out, world.clip.folder).code == 0
+        assert run("evaluate", out, world.clip.location).code == 0
     result = run("avatar", "bake", out, "--out", tmp_path / "again")
     assert result.code == 2 and "is static already" in result.err
 
@@ -125,8 +125,8 @@ def test_info(world: World, run) -> None:  # type: ignore[no-untyped-def]
 
 def test_refine_from_a_generated_avatar_and_from_the_generator(world: World, run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     short = ["--iterations", 2, "--resolution", 40, "--no-evaluate", "--head", world.head]
-    assert run("refine", world.clip.folder, "--init", world.avatar, "--out", tmp_path / "a", *short).code == 0
-    command = ["refine", world.clip.folder, "--init", "generator", "--checkpoint", world.checkpoint, "--k", 2]
+    assert run("refine", world.clip.location, "--init", world.avatar, "--out", tmp_path / "a", *short).code == 0
+    command = ["refine", world.clip.location, "--init", "generator", "--checkpoint", world.checkpoint, "--k", 2]
     result = run(*command, "--out", tmp_path / "b", *short)
     assert result.code == 0, result.err
     assert "Gaussians from the generator" in result.err
@@ -164,7 +164,7 @@ def test_what_cannot_be_reconstructed_is_one_line_and_exit_2(  # type: ignore[no
     (tmp_path / "papers").mkdir()
     (tmp_path / "papers" / "thesis.tex").write_text("years")
     places = {
-        "clip": world.clip.folder,
+        "clip": world.clip.location,
         "driver": world.driver.folder,
         "head": world.head,
         "avatar": world.avatar,
@@ -198,7 +198,7 @@ def test_what_does_not_go_together_is_one_line_and_exit_2(  # type: ignore[no-un
     world: World, run, tmp_path: Path, arguments: list[str], expected: str
 ) -> None:
     places = {
-        "clip": world.clip.folder,
+        "clip": world.clip.location,
         "avatar": world.avatar,
         "checkpoint": world.checkpoint,
         "tmp": tmp_path,
@@ -211,7 +211,7 @@ def test_what_does_not_go_together_is_one_line_and_exit_2(  # type: ignore[no-un
 
 
 def test_one_person_in_clips_of_two_names(world: World, run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    command = ["reconstruct", f"{world.clip.folder}#1", f"{world.driver.folder}#0", "--checkpoint", world.checkpoint]
+    command = ["reconstruct", f"{world.clip.location}#1", f"{world.driver.folder}#0", "--checkpoint", world.checkpoint]
     result = run(*command, "--head", world.head, "--identity", "anna", "--out", tmp_path / "a")
     assert result.code == 0, result.err
     assert read_avatar(tmp_path / "a").identity == "anna"
@@ -225,7 +225,7 @@ def test_another_head_is_refused_by_name(world: World, run, tmp_path: Path) -> N
     other = write_head(file, tiny_head().info, arrays)
     clip = tiny_clip(tmp_path / "clip", instants=2, head=other)
     result = run(
-        "reconstruct", f"{clip.folder}#0", "--checkpoint", world.checkpoint, "--head", file, "--out", tmp_path / "a"
+        "reconstruct", f"{clip.location}#0", "--checkpoint", world.checkpoint, "--head", file, "--out", tmp_path / "a"
     )
     last = result.err.strip().splitlines()[-1]
     assert result.code == 2 and last.startswith(f"error: {world.checkpoint}: made with head tiny") and "--head" in last
@@ -240,7 +240,7 @@ def test_frame_names(tmp_path: Path) -> None:
     assert parse_frame_name(f"{odd.folder}#1") == (odd.folder, FrameIndex(1, 0))
     for clip in (odd, tiny_clip(tmp_path / "two", instants=2, cameras=2)):
         for index in clip.split("all"):
-            assert parse_frame_name(frame_name(clip, index)) == (clip.folder, index)
+            assert parse_frame_name(frame_name(clip, index)) == (clip.location, index)
     for wrong in ("clips/anna#", "#3", "clips/anna#1,", "clips/anna#1,2,3", "clips/anna#1.5", "a#²"):
         with pytest.raises(SpatialAvatarError, match="expected CLIP#12"):
             parse_frame_name(wrong)

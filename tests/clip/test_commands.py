@@ -188,5 +188,5 @@ def test_validate_looks_for_the_builtin_head(tmp_path: Path, monkeypatch: pytest
     head = write_head(tmp_path / "b.head.safetensors", replace(tiny_head().info, id="builtin-tiny"), arrays)
     monkeypatch.setattr("spatialavatar.head.reference.builtin_head", lambda: head)
     clip = tiny_clip(tmp_path / "clip", head=head, landmarks=torch.zeros(4, 1, 4, 2))
-    result = CliRunner().invoke(app, ["validate", clip.folder])
+    result = CliRunner().invoke(app, ["validate", clip.location])
     assert result.exit_code == 2 and "pixels from the posed head's landmarks" in result.stdout, result.output

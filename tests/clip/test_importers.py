@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from spatialavatar.clip import FrameIndex, TrackedClip, validate_clip
-from spatialavatar.clip.importers import import_clip, import_npz
+from spatialavatar.clip.importers import ImportOptions, import_clips
 from spatialavatar.clip.inspect import inspect_clip
 from spatialavatar.clip.pictures import decode, encode, encoded_size
 from spatialavatar.errors import SpatialAvatarError
@@ -60,9 +60,14 @@ def write_source(folder: Path, *, roi: bool = True, kind: Any = "jpg", **changes
     return folder
 
 
+def import_one(source: Path, out: Path, head: HeadModel, *, force: bool = False, **options: Any) -> TrackedClip:
+    [clip] = import_clips(source, out, head, options=ImportOptions(**options), force=force)
+    return clip
+
+
 def test_import(tmp_path: Path) -> None:
     source = write_source(tmp_path / "Anna K.")
-    clip = import_clip(source, tmp_path / "clip", tiny_head(), test_last=2, licence="CC0")
+    clip = import_one(source, tmp_path / "clip", tiny_head(), test_last=2, licence="CC0")
     assert (clip.identity, clip.instants, clip.cameras, clip.fps, clip.test_from) == ("Anna_K.", T, 1, 30, 3)
     assert clip.matte_kind == "alpha" and clip.has_region and clip.source.licence == "CC0"
     p = tiny_params(T)
@@ -73,12 +78,12 @@ def test_import(tmp_path: Path) -> None:
         for t in range(T):
             copied = (tmp_path / f"clip/{folder}/{t:06d}.{ending}").read_bytes()
             assert copied == (source / f"{folder}/{10 + t:06d}.{ending}").read_bytes()
-    assert validate_clip(clip.folder, tiny_head()) == []
+    assert validate_clip(clip.location, tiny_head()) == []
 
 
 def test_left_is_right_in_the_picture(tmp_path: Path) -> None:
     head = tiny_head()
-    clip = import_npz(write_source(tmp_path / "source"), head, tmp_path / "clip")
+    clip = import_one(write_source(tmp_path / "source"), head, tmp_path / "clip")
     check_upright_and_unmirrored(clip, head, left=EYE_LEFT, right=EYE_RIGHT, up=NOSE, down=CHIN)
 
 
@@ -97,7 +102,7 @@ def check_upright_and_unmirrored(
 
 
 def test_png_images_and_no_region(tmp_path: Path) -> None:
-    clip = import_npz(write_source(tmp_path / "source", roi=False, kind="png"), tiny_head(), tmp_path / "clip")
+    clip = import_one(write_source(tmp_path / "source", roi=False, kind="png"), tiny_head(), tmp_path / "clip")
     assert not clip.has_region
     expected = torch.from_numpy(tiny_pictures(2, 0, WIDTH, HEIGHT)[0]).float() / 255
     assert torch.equal(clip.frame(FrameIndex(2, 0)).image, expected)
@@ -105,7 +110,7 @@ def test_png_images_and_no_region(tmp_path: Path) -> None:
 
 def test_camera_for_each_frame(tmp_path: Path) -> None:
     k = tiny_cameras(T, 1, WIDTH, HEIGHT)[1][:, 0].numpy() * (1 + np.arange(T)[:, None, None] * [[0.01], [0.01], [0]])
-    clip = import_npz(write_source(tmp_path / "source", K=k), tiny_head(), tmp_path / "clip")
+    clip = import_one(write_source(tmp_path / "source", K=k), tiny_head(), tmp_path / "clip")
     np.testing.assert_allclose(clip.intrinsics[:, 0], k, rtol=1e-6)
 
 
@@ -131,7 +136,7 @@ def test_camera_for_each_frame(tmp_path: Path) -> None:
 def test_refused_sources(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     source = write_source(tmp_path / "source", **changes)
     with pytest.raises(SpatialAvatarError, match=message) as caught:
-        import_clip(source, tmp_path / "clip", tiny_head())
+        import_one(source, tmp_path / "clip", tiny_head())
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "clip/clip.json").exists()
 
@@ -141,20 +146,21 @@ def test_refused_requests(tmp_path: Path) -> None:
     for arguments, message in (
         ({"test_last": T}, r"expected 1\.\.4"),
         ({"test_last": -1}, r"expected 1\.\.4"),
-        ({"format": "abc"}, "there are auto, npz"),
     ):
         with pytest.raises(SpatialAvatarError, match=message):
-            import_clip(source, tmp_path / "clip", tiny_head(), **arguments)  # type: ignore[arg-type]
+            import_one(source, tmp_path / "clip", tiny_head(), **arguments)
+    with pytest.raises(SpatialAvatarError, match="there are auto, npz"):
+        import_clips(source, tmp_path / "clip", tiny_head(), "abc")
     with pytest.raises(SpatialAvatarError, match="is the source folder"):
-        import_clip(source, source, tiny_head(), force=True)
+        import_one(source, source, tiny_head(), force=True)
     with pytest.raises(SpatialAvatarError, match="no such folder"):
-        import_clip(tmp_path / "absent", tmp_path / "clip", tiny_head())
+        import_one(tmp_path / "absent", tmp_path / "clip", tiny_head())
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SpatialAvatarError, match="not recognised as any of npz"):
-        import_clip(tmp_path / "empty", tmp_path / "clip", tiny_head())
+    with pytest.raises(SpatialAvatarError, match="no such folder"):
+        import_one(tmp_path / "empty", tmp_path / "clip", tiny_head())
     (source / "params.npz").write_bytes(b"PK\x03\x04 torn")
     with pytest.raises(SpatialAvatarError, match="not a readable npz archive"):
-        import_clip(source, tmp_path / "clip", tiny_head())
+        import_one(source, tmp_path / "clip", tiny_head())
 
 
 def test_inspection_sheet(tmp_path: Path) -> None:
@@ -185,7 +191,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrackedClip, HeadMod
 
     folder = tmp_path_factory.mktemp("real")
     head = write_head("memory://real/ict.head.safetensors", *convert_head(str(Path(root, "data/ict_head.npz"))))
-    clip = import_clip(Path(root, "data/clips/speaker"), folder / "speaker", head, test_last=50)
+    clip = import_one(Path(root, "data/clips/speaker"), folder / "speaker", head, test_last=50)
     return clip, head
 
 
@@ -193,7 +199,7 @@ def test_real_clip(real: tuple[TrackedClip, HeadModel]) -> None:
     clip, head = real
     assert (clip.instants, clip.width, clip.height, clip.fps, clip.has_region) == (241, 512, 512, 24, True)
     assert len(clip.split("train")) == 191 and len(clip.split("test")) == 50
-    assert validate_clip(clip.folder, head) == []
+    assert validate_clip(clip.location, head) == []
 
 
 def test_real_clip_is_upright_and_fits(real: tuple[TrackedClip, HeadModel]) -> None:

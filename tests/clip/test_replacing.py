@@ -10,10 +10,9 @@ import pytest
 
 from spatialavatar import files
 from spatialavatar.clip import FrameIndex, open_clip, validate_clip
-from spatialavatar.clip.importers import import_clip
 from spatialavatar.errors import SpatialAvatarError
 from tests.builders.clips import tiny_clip, tiny_head, tiny_pictures
-from tests.clip.test_importers import write_source
+from tests.clip.test_importers import import_one, write_source
 
 STORE = "memory://replacing/anna"
 
@@ -73,12 +72,12 @@ def test_a_failed_write_leaves_the_old_clip(folder: str, error: BaseException) -
 
 def test_a_failed_import_leaves_the_old_clip(tmp_path: Path) -> None:
     source = write_source(tmp_path / "source")
-    import_clip(source, tmp_path / "clip", tiny_head())
+    import_one(source, tmp_path / "clip", tiny_head())
     before = content(tmp_path / "clip")
     (source / "images/000012.jpg").unlink()
     for force in (False, True):
         with pytest.raises(SpatialAvatarError):
-            import_clip(source, tmp_path / "clip", tiny_head(), force=force)
+            import_one(source, tmp_path / "clip", tiny_head(), force=force)
         assert content(tmp_path / "clip") == before
 
 

@@ -42,7 +42,7 @@ def test_round_trip(tmp_path: Path) -> None:
         frame = clip.frame(index)
         assert torch.equal(frame.image, image) and torch.equal(frame.matte, matte) and torch.equal(frame.region, region)
         assert frame.image.dtype == frame.matte.dtype == frame.region.dtype == torch.float32
-    assert validate_clip(clip.folder) == []
+    assert validate_clip(clip.location) == []
 
 
 def test_jpeg_is_close(tmp_path: Path) -> None:

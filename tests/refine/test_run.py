@@ -265,7 +265,7 @@ def test_killed_and_resumed_process_is_bit_identical(clip: TrackedClip, tmp_path
     whole, parts = tmp_path / "whole", tmp_path / "parts"
 
     def start(out: Path) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-c", _KILLED, clip.folder, str(out)], cwd=Path(__file__).parents[2])
+        return subprocess.Popen([sys.executable, "-c", _KILLED, clip.location, str(out)], cwd=Path(__file__).parents[2])
 
     assert start(whole).wait(timeout=300) == 0
     kills = 0
@@ -282,4 +282,4 @@ def test_killed_and_resumed_process_is_bit_identical(clip: TrackedClip, tmp_path
     assert kills == 3
     assert start(parts).wait(timeout=300) == 0
     assert (parts / GAUSSIANS).read_bytes() == (whole / GAUSSIANS).read_bytes()
-    assert open_clip(clip.folder).identity == clip.identity
+    assert open_clip(clip.location).identity == clip.identity

@@ -175,14 +175,14 @@ def test_offsets_of_some_clips_are_zeros_in_others(pool: FolderPool) -> None:
 
 def test_a_damaged_frame_is_named_through_the_thread(tmp_path: Path) -> None:
     clip = tiny_clip(tmp_path / "a", instants=2)
-    pool = FolderPool([clip.folder], tiny_head(), 1.0)
+    pool = FolderPool([clip.location], tiny_head(), 1.0)
     settings = config(steps=4)
     iterator = batches(pool, settings)
     next(iterator)
     iterator.close()
     damaged = tmp_path / "a" / "images" / "000001.jpg"
     damaged.write_bytes(damaged.read_bytes()[:200])
-    fresh = batches(FolderPool([clip.folder], tiny_head(), 1.0), settings)
+    fresh = batches(FolderPool([clip.location], tiny_head(), 1.0), settings)
     with pytest.raises(SpatialAvatarError, match=r"images/000001\.jpg: the JPEG is truncated .*; restore the file"):
         next(fresh)
 

@@ -41,7 +41,7 @@ def same(a: View, b: View) -> bool:
 
 
 def folder_pool(*clips: TrackedClip, memory_gb: float = 1.0) -> FolderPool:
-    return FolderPool([clip.folder for clip in clips], tiny_head(), memory_gb)
+    return FolderPool([clip.location for clip in clips], tiny_head(), memory_gb)
 
 
 def test_a_view_of_a_square_clip_is_its_frame(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_views_and_facts_are_canonical(tmp_path: Path) -> None:
     assert facts.instants == (0, 1, 2) and facts.cameras == (0, 2), "training frames only"
     assert facts.view_direction.shape == (4, 3, 3)
     assert np.allclose(facts.view_direction[2, 2], world_to_camera[2, 2, 2, :3], atol=1e-6)
-    assert facts.name == pool.name(0) == clip.folder
+    assert facts.name == pool.name(0) == clip.location
 
 
 @pytest.mark.parametrize("matte_kind", ["burnt_black", "none"])
@@ -163,7 +163,7 @@ def test_what_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
 def test_a_clip_of_another_head_is_refused(tmp_path: Path, head: HeadModel) -> None:
     clip = tiny_clip(tmp_path / "a")
     with pytest.raises(SpatialAvatarError, match="the head that the clip was tracked with"):
-        open_pool(DataConfig(clips=(clip.folder,)), head)
+        open_pool(DataConfig(clips=(clip.location,)), head)
 
 
 def test_synthetic_views_are_captures_by_number(head: HeadModel) -> None:

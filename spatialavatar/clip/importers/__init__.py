@@ -1,48 +1,98 @@
-"""Importers: results of trackers and other tools to tracked clips."""
+"""Importers: results of trackers and other tools to tracked clips.
+
+Each importer is one file with two functions: ``is_...(names)`` recognises a folder by the names in it, ``open_...``
+gives its clips with their pictures still in the tool's own files (``TrackedClip``), to be written as a folder
+(``save_clip``) or into a shard.
+"""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from spatialavatar import files
-from spatialavatar.clip.importers.npz import import_npz, is_npz_folder
+from spatialavatar.clip.importers.npz import is_npz, open_npz
+from spatialavatar.clip.importers.options import ImportOptions
 from spatialavatar.clip.tracked_clip import Progress, TrackedClip
+from spatialavatar.clip.writer import save_clip
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head.model import HeadModel
 
-__all__ = ["FORMATS", "import_clip", "import_npz"]
+__all__ = ["FORMATS", "ImportOptions", "Importer", "import_clips", "open_source", "recognise"]
 
-# name: does the folder look like it, the importer
-FORMATS: dict[str, tuple[Callable[[files.Location], bool], Callable[..., TrackedClip]]] = {
-    "npz": (is_npz_folder, import_npz),
+
+class Importer(NamedTuple):
+    recognises: Callable[[frozenset[str]], bool]  # the names in a folder
+    open: Callable[[str, HeadModel, ImportOptions], list[TrackedClip]]
+    marks: str  # what the tool's folders hold, for messages
+
+
+FORMATS: dict[str, Importer] = {
+    "npz": Importer(is_npz, open_npz, "params.npz and images/"),
 }
 
 
-def import_clip(
+def recognise(names: frozenset[str], format: str = "auto") -> str | None:
+    """The format of a folder with these names in it; None when it is none of those asked for.
+
+    Raises SpatialAvatarError: no importer of that name.
+    """
+    if format != "auto" and format not in FORMATS:
+        raise SpatialAvatarError(f"no importer named '{format}'; there are auto, {', '.join(FORMATS)}")
+    asked = list(FORMATS) if format == "auto" else [format]
+    return next((name for name in asked if FORMATS[name].recognises(names)), None)
+
+
+def open_source(
+    source: files.Location, head: HeadModel, format: str = "auto", options: ImportOptions | None = None
+) -> list[TrackedClip]:
+    """The clips in a tracker's folder, at least one; ``auto`` finds the format from the names in it.
+
+    Raises SpatialAvatarError: unknown format, source that cannot be read, parameters that do not fit the head.
+    """
+    folder = str(source).rstrip("/") or "/"
+    names = frozenset(files.list_folder(folder))
+    found = recognise(names, format)
+    if not names:
+        raise SpatialAvatarError(f"{folder}: no such folder; name the folder that the tracker wrote")
+    if found is None:
+        known = "; ".join(f"{name}: {FORMATS[name].marks}" for name in ([format] if format in FORMATS else FORMATS))
+        raise SpatialAvatarError(f"{folder}: not recognised ({known}); name the folder that holds these files")
+    return FORMATS[found].open(folder, head, options or ImportOptions())
+
+
+def import_clips(
     source: files.Location,
     out: files.Location,
     head: HeadModel,
     format: str = "auto",
-    test_last: int = 0,
+    options: ImportOptions | None = None,
     *,
-    identity: str | None = None,
-    licence: str | None = None,
     progress: Progress | None = None,
     force: bool = False,
-) -> TrackedClip:
-    """Import a tracker's result as a clip in ``out``; ``auto`` finds the format from the folder's files.
+) -> list[TrackedClip]:
+    """Write the clips of a tracker's folder: a single one as ``out``, several into ``out`` by their identities.
 
-    ``test_last`` instants at the end become the test set. ``licence`` is a note on the pictures' licence.
-    Raises SpatialAvatarError: unknown format, source that cannot be read, parameters that do not fit the head.
+    Raises SpatialAvatarError as ``open_source`` and ``save_clip``, and for several clips of equal identity.
     """
-    if format != "auto" and format not in FORMATS:
-        raise SpatialAvatarError(f"no importer named '{format}'; there are auto, {', '.join(FORMATS)}")
-    if not files.is_folder(source):
-        raise SpatialAvatarError(f"{source}: no such folder; name the folder that the tracker wrote")
-    names = [name for name in FORMATS if FORMATS[name][0](source)] if format == "auto" else [format]
-    if not names:
-        raise SpatialAvatarError(
-            f"{source}: not recognised as any of {', '.join(FORMATS)} (npz: params.npz and images/); "
-            "name the folder that holds these files, or say which with --format"
-        )
-    return FORMATS[names[0]][1](
-        source, head, out, test_last=test_last, identity=identity, licence=licence, progress=progress, force=force
-    )
+    if _same_folder(source, out):
+        raise SpatialAvatarError(f"{out}: is the source folder; name another output folder")
+    clips = open_source(source, head, format, options)
+    names = [clip.identity for clip in clips]
+    if len(set(names)) < len(names):
+        raise SpatialAvatarError(f"{source}: holds several clips of one identity; import them one by one")
+    places = [files.join(out, name) for name in names] if len(clips) > 1 else [out]
+    frames = [clip.instants * clip.cameras for clip in clips]
+    written = []
+    for number, (clip, place) in enumerate(zip(clips, places)):
+        before = sum(frames[:number])
+
+        def step(done: int, of: int, before: int = before) -> None:
+            if progress is not None:
+                progress(before + done, sum(frames))
+
+        written.append(save_clip(clip, place, progress=step, force=force))
+    return written
+
+
+def _same_folder(source: files.Location, out: files.Location) -> bool:
+    both_local = files.is_local(source) and files.is_local(out)
+    return both_local and files.local_path(source).resolve() == files.local_path(out).resolve()

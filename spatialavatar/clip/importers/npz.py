@@ -6,7 +6,6 @@ jaw, eye_left, eye_right, translation [T,3] (zero when absent), bbox [T,4], land
 by frame id: ``images/000000.jpg`` (or .png), ``masks/000000.png``, ``roi/000000.png``; their bytes are kept.
 """
 
-import os
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,11 @@ import torch
 from torch import Tensor
 
 from spatialavatar import files
-from spatialavatar.clip.header import ClipSource, safe_identity
+from spatialavatar.clip.assembly import assemble_clip
+from spatialavatar.clip.header import ClipSource
+from spatialavatar.clip.importers.options import ImportOptions, chosen_identity, with_test_last
 from spatialavatar.clip.pictures import EncodedFrame
-from spatialavatar.clip.tracked_clip import Progress, TrackedClip
-from spatialavatar.clip.writer import write_clip
+from spatialavatar.clip.tracked_clip import TrackedClip
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head.model import HeadModel
 from spatialavatar.head.params import HeadParams
@@ -27,31 +27,12 @@ _REQUIRED = ("frame_ids", "image_size", "K", "w2c", "shape", "expr")
 _OPTIONAL = ("global_rot", "neck", "jaw", "eye_left", "eye_right", "translation", "bbox", "landmarks2d", "fps")
 
 
-def is_npz_folder(folder: files.Location) -> bool:
-    return {ARRAYS_FILE, "images"} <= set(files.list_folder(folder))
+def is_npz(names: frozenset[str]) -> bool:
+    return {ARRAYS_FILE, "images"} <= names
 
 
-def import_npz(
-    source: files.Location,
-    head: HeadModel,
-    out: files.Location,
-    *,
-    test_last: int = 0,
-    test_from: int | None = None,
-    identity: str | None = None,  # the folder's name when not given
-    licence: str | None = None,
-    fps: float = 25.0,  # when the file does not say
-    progress: Progress | None = None,
-    force: bool = False,
-) -> TrackedClip:
-    """Import such a folder. Raises SpatialAvatarError naming the array or picture that is missing or does not fit."""
-    folder = os.fspath(source).rstrip("/")
-    if (
-        files.is_local(folder)
-        and files.is_local(out)
-        and files.local_path(out).resolve() == files.local_path(folder).resolve()
-    ):
-        raise SpatialAvatarError(f"{out}: is the source folder; name another output folder")
+def open_npz(folder: str, head: HeadModel, options: ImportOptions) -> list[TrackedClip]:
+    """The clip in such a folder. Raises SpatialAvatarError naming the array that is missing or does not fit."""
     location = files.join(folder, ARRAYS_FILE)
     arrays = _read(location)
     t = arrays["frame_ids"].shape[0]
@@ -69,12 +50,6 @@ def import_npz(
         eyes=torch.cat([tensor("eye_left", 3), tensor("eye_right", 3)], -1),
         translation=tensor("translation", 3),
     )
-    if test_last:
-        if test_from is not None or not 0 < test_last < t:
-            raise SpatialAvatarError(
-                f"{folder}: --test-last {test_last} does not fit, expected 1..{t - 1}: {t} instants"
-            )
-        test_from = t - test_last
     intrinsics = torch.from_numpy(arrays["K"]).expand(t, 3, 3)[:, None]
     frame_ids = [int(i) for i in arrays["frame_ids"]]
     listed = {picture: set(files.list_folder(files.join(folder, picture))) for picture in ("images", "masks", "roi")}
@@ -86,30 +61,29 @@ def import_npz(
             return files.read_bytes(files.join(folder, picture, name)) if listed[picture] else None
 
         image = read("images", ending)
-        assert image is not None
+        if image is None:
+            raise SpatialAvatarError(f"{folder}: has no folder images/ with pictures")
         return EncodedFrame(image, read("masks", "png"), read("roi", "png"))
 
-    return write_clip(
-        out,
-        identity=identity or safe_identity(folder.rsplit("/", 1)[-1]),
+    clip = assemble_clip(
+        folder,
+        identity=chosen_identity(options, folder.rsplit("/", 1)[-1]),
         head=head,
         params=params,
         world_to_camera=torch.from_numpy(arrays["w2c"])[:, None],
         intrinsics=intrinsics,
         width=int(arrays["image_size"][0]),
         height=int(arrays["image_size"][1]),
-        fps=float(arrays["fps"]) if "fps" in arrays else fps,
+        fps=options.fps or (float(arrays["fps"]) if "fps" in arrays else 25.0),
         frames=read_frame,
         matte_kind="alpha" if listed["masks"] else "none",
         has_region=bool(listed["roi"]),
         face_box=torch.from_numpy(arrays["bbox"])[:, None] if "bbox" in arrays else None,
         landmarks=torch.from_numpy(arrays["landmarks2d"])[:, None] if "landmarks2d" in arrays else None,
-        test_from=test_from,
-        source=ClipSource("npz", f"imported from a folder with {ARRAYS_FILE}", licence or "not stated"),
+        source=ClipSource("npz", f"imported from a folder with {ARRAYS_FILE}", options.licence or "not stated"),
         image_format="jpg" if ending == "jpg" else "png",
-        progress=progress,
-        force=force,
     )
+    return [with_test_last(clip, options.test_last)]
 
 
 def _read(location: str) -> dict[str, np.ndarray]:
