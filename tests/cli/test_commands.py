@@ -94,9 +94,9 @@ def test_animate_self_cross_and_orbit(world: World, run, tmp_path: Path) -> None
 
     for name, options, frames, size in (
         ("self", ["--driver", world.clip.location], 6, (40, 40)),
-        ("cross", ["--driver", world.driver.folder], 3, (32, 40)),
+        ("cross", ["--driver", world.driver.location], 3, (32, 40)),
         ("orbit", ["--camera", "orbit", "--frames", 5], 5, (40, 40)),
-        ("orbit_driven", ["--camera", "orbit", "--driver", world.driver.folder, "--resolution", 48], 3, (48, 48)),
+        ("orbit_driven", ["--camera", "orbit", "--driver", world.driver.location, "--resolution", 48], 3, (48, 48)),
     ):
         out = tmp_path / f"{name}.mp4"
         result = run("animate", world.avatar, "--out", out, *options)
@@ -117,10 +117,10 @@ def test_export_ply_opens_and_holds_every_gaussian(world: World, run, tmp_path: 
     count = json.loads((world.avatar / "avatar.json").read_text())["layout"]["count"]
     assert vertices.count == count
     other = tmp_path / "other.ply"
-    assert run("export", world.avatar, "--out", other, "--driver", world.driver.folder, "--frame", 2).code == 0
+    assert run("export", world.avatar, "--out", other, "--driver", world.driver.location, "--frame", 2).code == 0
     assert (PlyData.read(str(other))["vertex"]["x"] != vertices["x"]).any()
     named = tmp_path / "named.ply"
-    assert run("export", world.avatar, "--out", named, "--driver", f"{world.driver.folder}#2").code == 0
+    assert run("export", world.avatar, "--out", named, "--driver", f"{world.driver.location}#2").code == 0
     assert named.read_bytes() == other.read_bytes()
 
 
@@ -177,9 +177,9 @@ def test_resume_of_a_finished_run_is_no_error(world: World, run) -> None:  # typ
 def test_clips_without_alpha_are_measured_on_black(world: World, run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     bare = tiny_clip(tmp_path / "bare", instants=2, test_from=1, matte_kind="none", identity="ann")
     out = tmp_path / "m.json"
-    assert run("evaluate", world.avatar, bare.folder, "--out", out).code == 0
+    assert run("evaluate", world.avatar, bare.location, "--out", out).code == 0
     assert json.loads(out.read_text())["background"] == [0, 0, 0]
-    result = run("evaluate", world.avatar, bare.folder, "--background", "white")
+    result = run("evaluate", world.avatar, bare.location, "--background", "white")
     assert result.code == 2 and "measure it on black" in result.err
 
 
@@ -306,7 +306,7 @@ def test_user_errors_are_one_line_and_exit_2(  # type: ignore[no-untyped-def]
     (tmp_path / "papers" / "thesis.tex").write_text("years")
     places = {
         "clip": world.clip.location,
-        "driver": world.driver.folder,
+        "driver": world.driver.location,
         "head": world.head,
         "avatar": world.avatar,
         "tmp": tmp_path,

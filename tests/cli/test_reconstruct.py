@@ -63,7 +63,7 @@ def test_avatar_needs_nothing_but_its_head(world: World, run, tmp_path: Path) ->
         report = json.loads(out.read_text())
         assert report["kind"] == "generated" and report["frames"] == 2 and report["resolution"] == 32
         assert report["max_aspect_ratio"] > 1 and report["gaussians"] == read_avatar(world.avatar).appearance.count
-        for options in (["--driver", world.driver.folder], ["--camera", "orbit", "--frames", 3]):
+        for options in (["--driver", world.driver.location], ["--camera", "orbit", "--frames", 3]):
             assert run("animate", world.avatar, "--out", tmp_path / f"{len(options)}.mp4", *options).code == 0
         assert run("export", world.avatar, "--out", tmp_path / "a.ply").code == 0
         assert run("avatar", "bake", world.avatar, "--out", tmp_path / "baked").code == 0
@@ -165,7 +165,7 @@ def test_what_cannot_be_reconstructed_is_one_line_and_exit_2(  # type: ignore[no
     (tmp_path / "papers" / "thesis.tex").write_text("years")
     places = {
         "clip": world.clip.location,
-        "driver": world.driver.folder,
+        "driver": world.driver.location,
         "head": world.head,
         "avatar": world.avatar,
         "tmp": tmp_path,
@@ -211,7 +211,7 @@ def test_what_does_not_go_together_is_one_line_and_exit_2(  # type: ignore[no-un
 
 
 def test_one_person_in_clips_of_two_names(world: World, run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    command = ["reconstruct", f"{world.clip.location}#1", f"{world.driver.folder}#0", "--checkpoint", world.checkpoint]
+    command = ["reconstruct", f"{world.clip.location}#1", f"{world.driver.location}#0", "--checkpoint", world.checkpoint]
     result = run(*command, "--head", world.head, "--identity", "anna", "--out", tmp_path / "a")
     assert result.code == 0, result.err
     assert read_avatar(tmp_path / "a").identity == "anna"
@@ -236,8 +236,8 @@ def test_frame_names(tmp_path: Path) -> None:
     assert parse_frame_name("memory://anna/clip.json#0,3") == ("memory://anna/clip.json", FrameIndex(0, 3))
     assert parse_frame_name("clips/anna") == ("clips/anna", None)
     odd = tiny_clip(tmp_path / "take#2", instants=2)
-    assert parse_frame_name(odd.folder) == (odd.folder, None)
-    assert parse_frame_name(f"{odd.folder}#1") == (odd.folder, FrameIndex(1, 0))
+    assert parse_frame_name(odd.location) == (odd.location, None)
+    assert parse_frame_name(f"{odd.location}#1") == (odd.location, FrameIndex(1, 0))
     for clip in (odd, tiny_clip(tmp_path / "two", instants=2, cameras=2)):
         for index in clip.split("all"):
             assert parse_frame_name(frame_name(clip, index)) == (clip.location, index)
