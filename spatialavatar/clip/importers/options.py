@@ -1,7 +1,12 @@
 """What a person can tell every importer, and what the importers share in answering it."""
 
 import dataclasses
+import re
 from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from spatialavatar import files
 from spatialavatar.clip.header import header_from_json, safe_identity
@@ -36,3 +41,40 @@ def with_test_last(clip: TrackedClip, count: int) -> TrackedClip:
         )
     header = dataclasses.replace(clip.header, test_from=clip.instants - count)
     return dataclasses.replace(clip, header=header_from_json(header.to_json(), clip.location))
+
+
+def fitted_codes(values: Float[Tensor, "*B n"], width: int, what: str) -> Float[Tensor, "*B width"]:
+    """Codes as long as the head's: zeros behind fewer; more only where the surplus is zero.
+
+    ``what`` names file and field for the message. Raises SpatialAvatarError for codes that the head does not have.
+    """
+    count = values.shape[-1]
+    if count <= width:
+        return torch.cat([values, values.new_zeros(*values.shape[:-1], width - count)], -1)
+    if values[..., width:].any():
+        last = int(values[..., width:].ne(0).reshape(-1, count - width).any(0).nonzero().max()) + width
+        raise SpatialAvatarError(
+            f"{what} has {count} codes, the head has {width}, and code {last} is not zero; "
+            "name the head that the clip was tracked with by --head"
+        )
+    return values[..., :width]
+
+
+def safe_member(folder: files.Location, name: object, holder: files.Location) -> str:
+    """The place of a file inside ``folder`` that ``holder``, a file of the tool's, names relative to the folder.
+
+    Raises SpatialAvatarError for anything that could lie elsewhere, naming ``holder``.
+    """
+    parts = [part for part in name.split("/") if part != "."] if isinstance(name, str) and len(name) <= 1000 else []
+    if not parts or ".." in parts or not all(map(_is_file_name, parts)):
+        raise SpatialAvatarError(
+            f"{holder}: names the file {ascii(name)[:100]}, expected a relative path inside its folder; "
+            "such a file is not read"
+        )
+    return files.join(folder, *parts)
+
+
+def _is_file_name(part: str) -> bool:
+    """Whether every file system takes it as one name: no backslash or colon (drives, URLs), no lone surrogates."""
+    unusual = re.search(r"[\x00-\x1f\x7f\\:\ud800-\udfff]", part)
+    return not unusual and 0 < len(part.encode()) <= 255
