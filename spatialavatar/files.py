@@ -277,7 +277,11 @@ def _npz_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
 
 def read_tensors(location: Location) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Arrays and metadata of a safetensors file."""
-    data = read_bytes(location)
+    return tensors_of(read_bytes(location), location)
+
+
+def tensors_of(data: bytes, location: Location) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The same of a file's bytes; ``location`` is for messages."""
     metadata = _tensor_metadata(location, io.BytesIO(data))
     try:
         return safetensors.numpy.load(data), metadata
@@ -316,10 +320,14 @@ def _unreadable(location: Location, reason: Exception) -> SpatialAvatarError:
 
 
 def write_tensors(location: Location, arrays: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+    write_bytes(location, tensor_bytes(arrays, metadata))
+
+
+def tensor_bytes(arrays: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> bytes:
     """Equal content gives equal bytes: metadata go in as one sorted JSON text, for safetensors shuffles its keys."""
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     text = json.dumps(metadata or {}, sort_keys=True)
-    write_bytes(location, safetensors.numpy.save(contiguous, metadata={_METADATA_KEY: text}))
+    return safetensors.numpy.save(contiguous, metadata={_METADATA_KEY: text})
 
 
 def content_hash(arrays: dict[str, np.ndarray], *extra: str) -> str:

@@ -37,14 +37,24 @@ SHORTEST_FOCAL = 0.1  # of the image's longer side (157 degrees); normalised int
 
 
 def write_arrays(folder: files.Location, arrays: dict[str, np.ndarray]) -> None:
+    files.write_bytes(files.join(folder, PARAMS_FILE), encoded_arrays(arrays))
+
+
+def encoded_arrays(arrays: dict[str, np.ndarray]) -> bytes:
+    """What ``params.safetensors`` is, as bytes."""
     metadata = {"format": FORMAT, "version": str(VERSION), "hash": files.content_hash(arrays)}
-    files.write_tensors(files.join(folder, PARAMS_FILE), arrays, metadata)
+    return files.tensor_bytes(arrays, metadata)
 
 
 def read_arrays(folder: files.Location) -> dict[str, np.ndarray]:
     """Raises SpatialAvatarError: no such file, damaged, not ours. A file of other tools may go without a hash."""
     location = files.join(folder, PARAMS_FILE)
-    arrays, metadata = files.read_tensors(location)
+    return decoded_arrays(files.read_bytes(location), location)
+
+
+def decoded_arrays(data: bytes, location: str) -> dict[str, np.ndarray]:
+    """The same of the file's bytes; ``location`` is for messages."""
+    arrays, metadata = files.tensors_of(data, location)
     if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
         found = f"{metadata.get('format')} version {metadata.get('version')}"
         raise SpatialAvatarError(f"{location}: is {found}, expected {FORMAT} version {VERSION}; import the clip again")
