@@ -7,3 +7,7 @@ class SpatialAvatarError(Exception):
     The command line prints the message as one line and exits with code 2; any other exception is our fault
     and exits with 1.
     """
+
+
+class StoreError(SpatialAvatarError):
+    """A store did not answer, or refused access: nothing is known to be wrong with what it holds."""

@@ -25,7 +25,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.errors import SpatialAvatarError, StoreError
 
 T = TypeVar("T")
 Location = str | os.PathLike[str]
@@ -84,6 +84,26 @@ def list_folder(location: Location) -> list[str]:
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted({name.rstrip("/").rsplit("/", 1)[-1] for name in listed if name.rstrip("/") != path.rstrip("/")})
+
+    return _asked(location, names)
+
+
+def list_folders_and_files(location: Location) -> tuple[list[str], list[str]]:
+    """The same in one listing, names of folders and of files apart; links count as what they lead to."""
+    fs, path = _filesystem(location)
+
+    def names() -> tuple[list[str], list[str]]:
+        try:
+            listed = fs.ls(path, detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return [], []
+        found: tuple[set[str], set[str]] = (set(), set())
+        for item in listed:
+            full = item["name"].rstrip("/")
+            if full != path.rstrip("/"):
+                folder = item["type"] == "directory" or (item["type"] != "file" and fs.isdir(full))
+                found[0 if folder else 1].add(full.rsplit("/", 1)[-1])
+        return sorted(found[0]), sorted(found[1])
 
     return _asked(location, names)
 
@@ -397,9 +417,9 @@ def _asked(location: Location, request: Callable[[], T]) -> T:
                 raise
             reason = ascii(str(e) or type(e).__name__)[1:-1][:200]
             if isinstance(e, PermissionError) or "credential" in reason.lower():
-                raise SpatialAvatarError(f"{location}: the store refuses access ({reason}); check the keys") from None
+                raise StoreError(f"{location}: the store refuses access ({reason}); check the keys") from None
             if attempt == tries - 1:
-                raise SpatialAvatarError(
+                raise StoreError(
                     f"{location}: the store did not answer after {tries} tries ({reason}); check the network and the "
                     "store, then run the same command again"
                 ) from None
