@@ -1,7 +1,7 @@
 """Checking a whole clip: every fault with its file, frame and field.
 
 ``open_clip`` stops at the first fault of header and arrays; this goes on, decodes every picture, and looks whether the
-cameras see the head.
+cameras see the head. ``validate_clip`` looks at a folder's files, ``check_clip`` at a clip that may be anywhere.
 """
 
 import itertools
@@ -24,8 +24,8 @@ from spatialavatar.clip.header import (
     read_header_json,
 )
 from spatialavatar.clip.pictures import decode, encoded_size
-from spatialavatar.clip.tracked_clip import Progress, clip_folder
-from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.clip.tracked_clip import Progress, TrackedClip, clip_folder
+from spatialavatar.errors import SpatialAvatarError, StoreError
 from spatialavatar.head.model import HeadModel
 from spatialavatar.head.params import HeadParams
 from spatialavatar.splat.camera import Camera
@@ -56,12 +56,35 @@ def validate_clip(
     except SpatialAvatarError as e:
         faults.append(Fault(PARAMS_FILE, None, "file", str(e).removeprefix(files.join(text, PARAMS_FILE) + ": ")))
     else:
-        of_arrays = check_arrays(header, arrays)
-        # geometry is not looked at through broken numbers
-        sound = {name: array for name, array in arrays.items() if name not in {fault.field for fault in of_arrays}}
-        faults += of_arrays + check_geometry(header, sound, head)
+        faults += _check_numbers(header, arrays, head)
     faults += _check_pictures(text, header, progress)
     return faults
+
+
+def check_clip(clip: TrackedClip, head: HeadModel | None = None, progress: Progress | None = None) -> list[Fault]:
+    """Every fault of a clip wherever its pictures are, in the same order; each frame is read and decoded once.
+
+    A store that does not answer is no fault of the clip: its StoreError goes through.
+    """
+    faults, header = check_header(clip.header.to_json())
+    if header is None:
+        return faults
+    if head is not None:
+        faults += _check_head(header, head)
+    faults += _check_numbers(header, clip.arrays(), head)
+    frames = header.frames()
+    for done, frame in enumerate(frames):
+        faults += _frame_faults(clip, header, frame)
+        if progress is not None:
+            progress(done + 1, len(frames))
+    return faults
+
+
+def _check_numbers(header: ClipHeader, arrays: dict[str, np.ndarray], head: HeadModel | None) -> list[Fault]:
+    of_arrays = check_arrays(header, arrays)
+    # geometry is not looked at through broken numbers
+    sound = {name: array for name, array in arrays.items() if name not in {fault.field for fault in of_arrays}}
+    return of_arrays + check_geometry(header, sound, head)
 
 
 def check_geometry(header: ClipHeader, arrays: dict[str, np.ndarray], head: HeadModel | None) -> list[Fault]:
@@ -89,11 +112,14 @@ def check_geometry(header: ClipHeader, arrays: dict[str, np.ndarray], head: Head
         pixels, depth = camera.project(points)
         behind = (depth <= 0).any(-1)
         outside = ((pixels < 0) | (pixels > size)).any(-1).float().mean(-1)
-        if "landmarks" in arrays and arrays["landmarks"].shape[2] == points.shape[1] > 1:
+        error, said = torch.zeros(header.instants), "lie {:.0f} pixels from the posed head's landmarks on average"
+        if "landmarks" in arrays and points.shape[1] > 1:
             tracked = torch.from_numpy(arrays["landmarks"][:, c])
-            error = (pixels - tracked).norm(dim=-1).nanmean(-1)
-        else:
-            error = torch.zeros(header.instants)
+            if tracked.shape[1] == points.shape[1]:
+                error = (pixels - tracked).norm(dim=-1).nanmean(-1)
+            else:  # another set of points on the same face
+                error = (pixels.mean(1) - tracked.nanmean(1)).norm(dim=-1)
+                said = "their middle lies {:.0f} pixels from that of the posed head's landmarks"
         for t in range(header.instants):
             frame = FrameIndex(t, c)
             if behind[t]:
@@ -104,9 +130,7 @@ def check_geometry(header: ClipHeader, arrays: dict[str, np.ndarray], head: Head
                 message = f"{what} falls outside the {header.width} x {header.height} image, at ({x:.0f}, {y:.0f})"
                 faults.append(Fault(PARAMS_FILE, frame, "world_to_camera", message))
             elif error[t] > LANDMARK_ERROR * size.max():
-                message = (
-                    f"lie {error[t]:.0f} pixels from the posed head's landmarks on average; another head or camera?"
-                )
+                message = f"{said.format(error[t])}; another head or camera?"
                 faults.append(Fault(PARAMS_FILE, frame, "landmarks", message))
     return faults
 
@@ -204,7 +228,7 @@ def _check_pictures(folder: str, header: ClipHeader, progress: Progress | None) 
         for picture in header.pictures:
             if frame in present[picture]:
                 name = header.frame_file(picture, frame)
-                problem = _picture_problem(files.join(folder, name), header, picture)
+                problem = _file_problem(files.join(folder, name), header, picture)
                 if problem:
                     faults.append(Fault(name, frame, *problem))
         if progress is not None:
@@ -225,10 +249,37 @@ def _missing(header: ClipHeader, picture: Picture, present: set[FrameIndex]) -> 
     return faults
 
 
-def _picture_problem(location: str, header: ClipHeader, picture: Picture) -> tuple[str, str] | None:
+def _frame_faults(clip: TrackedClip, header: ClipHeader, frame: FrameIndex) -> list[Fault]:
+    try:
+        encoded = clip.encoded(frame)
+    except StoreError:
+        raise
+    except SpatialAvatarError as e:
+        return [Fault(header.frame_file("images", frame), frame, "content", str(e))]
+    pieces: dict[Picture, bytes | None] = {"images": encoded.image, "masks": encoded.matte, "roi": encoded.region}
+    faults = []
+    for picture, data in pieces.items():
+        problem: tuple[str, str] | None = None
+        if (data is not None) != (picture in header.pictures):
+            said = f"clip.json says matte '{header.matte}', region {str(header.region).lower()}"
+            problem = "file", f"is missing: {said}" if data is None else f"is there, but {said}"
+        elif data is not None:
+            problem = _picture_problem(data, header, picture)
+        if problem:
+            faults.append(Fault(header.frame_file(picture, frame), frame, *problem))
+    return faults
+
+
+def _file_problem(location: str, header: ClipHeader, picture: Picture) -> tuple[str, str] | None:
+    try:
+        return _picture_problem(files.read_bytes(location), header, picture)
+    except SpatialAvatarError as e:
+        return "content", str(e).removeprefix(f"{location}: ")
+
+
+def _picture_problem(data: bytes, header: ClipHeader, picture: Picture) -> tuple[str, str] | None:
     """Field and message, or None for a sound picture."""
     try:
-        data = files.read_bytes(location)
         size = encoded_size(data)
         if size[1:] != (header.width, header.height):
             field = "size"
@@ -237,8 +288,8 @@ def _picture_problem(location: str, header: ClipHeader, picture: Picture) -> tup
         if size.kind != wanted:
             return "format", f"is a {size.kind} picture, expected {wanted}"
         decode(data, header.width, header.height, color=picture == "images")
-    except (ValueError, SpatialAvatarError) as e:
-        return "content", str(e).removeprefix(f"{location}: ")
+    except ValueError as e:
+        return "content", str(e)
     return None
 
 
