@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from spatialavatar import files
+from spatialavatar.clip.importers.imavatar import is_imavatar, open_imavatar
 from spatialavatar.clip.importers.npz import is_npz, open_npz
 from spatialavatar.clip.importers.options import ImportOptions
 from spatialavatar.clip.tracked_clip import Progress, TrackedClip
@@ -27,6 +28,7 @@ class Importer(NamedTuple):
 
 FORMATS: dict[str, Importer] = {
     "npz": Importer(is_npz, open_npz, "params.npz and images/"),
+    "imavatar": Importer(is_imavatar, open_imavatar, "flame_params.json beside image/ or images/"),
 }
 
 
