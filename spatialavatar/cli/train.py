@@ -166,7 +166,10 @@ def _plan(config: "TrainConfig", device: str, out: str) -> str:
     listed = ", ".join(places[:CLIPS_NAMED])
     if len(places) > CLIPS_NAMED:
         listed += f" and {len(places) - CLIPS_NAMED} more"
-    data = f"{synthetic.identities} synthetic people" if synthetic else f"clips in {listed}"
+    if synthetic:
+        data = f"{synthetic.identities} synthetic people"
+    else:
+        data = f"clips in {listed}" if config.data.shards is None else f"the shards in {config.data.shards.url}"
     start = f", from {config.phase1_checkpoint}" if config.phase1_checkpoint else ""
     return (
         f"phase {config.phase} ({kind}){start} on {data}\n"

@@ -1,31 +1,28 @@
 """Training samples and batches: which frames, at which size, over which background (method.md section 3).
 
 A batch is a function of (config, pool, step) alone: sample ``step * batch_size + i`` is row i, and everything about
-a sample is drawn from (seed, sample number). Preparing batches ahead changes nothing.
+a sample is drawn from (seed, sample number). Who prepares it, and how far ahead, changes nothing (``stream``).
 """
 
-from collections import deque
-from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from itertools import islice
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from spatialavatar.generator.sources import Sources
 from spatialavatar.head import HeadParams
 from spatialavatar.losses.photometric import composite
 from spatialavatar.splat.camera import Camera
+from spatialavatar.training.augmentation import augmented
 from spatialavatar.training.config import TrainConfig
 from spatialavatar.training.draws import Stream, generator_for
 from spatialavatar.training.pool import ClipPool, View
-from spatialavatar.training.samplers import clip_of, draw_monocular, draw_multi_view, temperature_at
-
-AHEAD = 2  # batches that are prepared while a step runs
+from spatialavatar.training.samplers import clip_of, draw_monocular, draw_multi_view, temperature_at, visit_of
 
 
 @dataclass(frozen=True)
@@ -82,9 +79,89 @@ class Batch:
         return Batch(self.numbers, self.sources.to(device), self.target.to(device), self.background.to(device))
 
 
+@dataclass(frozen=True)
+class PackedBatch:
+    """A batch, or some rows of one, as it travels between processes: pictures in 8 bits, sources without padding.
+
+    B rows with R sources in all; ``sources.count`` says how many each row has.
+    """
+
+    arrays: dict[str, np.ndarray]  # by the names of Batch
+
+    def __len__(self) -> int:
+        return len(self.arrays["numbers"])
+
+    def to_bytes(self) -> bytes:
+        return safetensors.numpy.save(self.arrays)
+
+    @staticmethod
+    def from_bytes(data: bytes) -> "PackedBatch":
+        return PackedBatch(safetensors.numpy.load(data))
+
+    @staticmethod
+    def cat(parts: "Sequence[PackedBatch]") -> "PackedBatch":
+        """Parts of a batch, in the order of their rows."""
+        if len(parts) == 1:
+            return parts[0]
+        names = dict.fromkeys(name for part in parts for name in part.arrays)
+        return PackedBatch({name: np.concatenate([_rows(name, part, parts) for part in parts]) for name in names})
+
+    def unpacked(self, device: Any = "cpu") -> Batch:
+        """The batch on a device, its sources padded to the largest K (``Sources``).
+
+        What pads is a black image with the parameters and the camera of the row's first source.
+        """
+        tensors = {name: torch.from_numpy(array) for name, array in self.arrays.items()}
+        numbers, count = tensors.pop("numbers"), tensors.pop("sources.count")
+        there = {name: tensor.to(device) for name, tensor in tensors.items()}
+        slot = torch.arange(int(count.max()))
+        mask = slot < count[:, None]
+        row = ((count.cumsum(0) - count)[:, None] + slot * mask).flatten().to(device)  # of each slot's source
+        mask = mask.to(device)
+
+        def params(side: str, rows: Tensor | slice) -> HeadParams:
+            names = [f.name for f in fields(HeadParams)]
+            parts = {name: there[f"{side}.{name}"][rows] for name in names if f"{side}.{name}" in there}
+            return HeadParams(**parts)
+
+        def camera(side: str, rows: Tensor | slice, image: Tensor) -> Camera:
+            height, width = image.shape[1:3]
+            return Camera(
+                there[f"{side}.world_to_camera"][rows], there[f"{side}.intrinsics"][rows], int(width), int(height)
+            )
+
+        coverage = there["sources.matte"][row].float() / 255 * mask.flatten()[:, None, None]
+        portraits = there["sources.image"][row].float() / 255 * coverage[..., None]
+        images = portraits.permute(0, 3, 1, 2).unflatten(0, tuple(mask.shape)).contiguous()
+        everything = slice(None)
+        return Batch(
+            numbers=numbers,
+            sources=Sources(images, params("sources", row), camera("sources", row, there["sources.image"]), mask),
+            target=Target(
+                image=there["target.image"].float() / 255,
+                matte=there["target.matte"].float() / 255,
+                region=there["target.region"].float(),
+                face_box=there["target.face_box"],
+                params=params("target", everything),
+                camera=camera("target", everything, there["target.image"]),
+            ),
+            background=there["background"],
+        )
+
+
+def _rows(name: str, part: PackedBatch, parts: Sequence[PackedBatch]) -> np.ndarray:
+    """An array of a part; zeros where only other parts' heads have it, as a static offset."""
+    if name in part.arrays:
+        return part.arrays[name]
+    like = next(other.arrays[name] for other in parts if name in other.arrays)
+    rows = len(part.arrays[f"{name.partition('.')[0]}.image"])
+    return np.zeros((rows, *like.shape[1:]), like.dtype)
+
+
 def make_example(pool: ClipPool, number: int, config: TrainConfig) -> Example:
     """Sample ``number`` of a training. Raises SpatialAvatarError for a frame that cannot be read."""
-    clip = clip_of(number, len(pool), config.seed)
+    visit = visit_of(number, config.batch_size, config.sampler.draws_per_clip)
+    clip = clip_of(visit, len(pool), config.seed)
     facts = pool.facts(clip)
     if config.phase == 1:
         progress = number / (config.steps * config.batch_size)
@@ -92,79 +169,45 @@ def make_example(pool: ClipPool, number: int, config: TrainConfig) -> Example:
         draw = draw_monocular(facts, number, config.seed, config.sampler, temperature)
     else:
         draw = draw_multi_view(facts, number, config.seed, config.sampler)
+    sources = tuple(pool.view(clip, frame, config.generator.encoder.image_size) for frame in draw.sources)
     target = pool.view(clip, draw.target, config.resolution)
+    sources, target = augmented(sources, target, number, config.seed, config.augment)
     color = generator_for(config.seed, Stream.BACKGROUND, number).random(3, dtype=np.float32)
     return Example(
         number=number,
-        sources=tuple(pool.view(clip, frame, config.generator.encoder.image_size) for frame in draw.sources),
+        sources=sources,
         target=target,
         background=torch.from_numpy(np.zeros_like(color) if target.black_only else color),
     )
 
 
-def collate(examples: Sequence[Example]) -> Batch:
-    """Samples as one batch, their sources padded to the largest K (``Sources``).
-
-    What pads is a black image with the parameters and the camera of the sample's first source.
-    """
-    most = max(len(example.sources) for example in examples)
-    padded = [[*e.sources, *[e.sources[0]] * (most - len(e.sources))] for e in examples]
-    mask = torch.tensor([[k < len(e.sources) for k in range(most)] for e in examples])
-    rows = [view for sources in padded for view in sources]
+def pack(examples: Sequence[Example]) -> PackedBatch:
+    """Samples as rows of a batch."""
+    sources = [view for example in examples for view in example.sources]
     targets = [example.target for example in examples]
-    return Batch(
-        numbers=torch.tensor([example.number for example in examples]),
-        sources=Sources(_on_black(rows, mask), _params(rows), _cameras(rows), mask),
-        target=Target(
-            image=_unit([view.pixels.image for view in targets]),
-            matte=_unit([view.pixels.matte for view in targets]),
-            region=torch.from_numpy(np.stack([view.pixels.region for view in targets])).float(),
-            face_box=torch.stack([view.face_box for view in targets]),
-            params=_params(targets),
-            camera=_cameras(targets),
-        ),
-        background=torch.stack([example.background for example in examples]),
-    )
+    arrays = {
+        "numbers": np.array([example.number for example in examples]),
+        "background": np.stack([example.background.numpy() for example in examples]),
+        "sources.count": np.array([len(example.sources) for example in examples]),
+        "sources.image": np.stack([view.pixels.image for view in sources]),
+        "sources.matte": np.stack([view.pixels.matte * view.pixels.region for view in sources]),  # they lie on black
+        "target.image": np.stack([view.pixels.image for view in targets]),
+        "target.matte": np.stack([view.pixels.matte for view in targets]),
+        "target.region": np.stack([view.pixels.region for view in targets]),
+        "target.face_box": np.stack([view.face_box.numpy() for view in targets]),
+    }
+    for side, views in (("sources", sources), ("target", targets)):
+        params, camera = HeadParams.cat([v.params for v in views]), Camera.cat([v.camera for v in views])
+        for value in (params, camera):
+            parts = {f.name: getattr(value, f.name) for f in fields(value)}
+            arrays |= {f"{side}.{n}": part.numpy() for n, part in parts.items() if isinstance(part, Tensor)}
+    return PackedBatch({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    return pack(examples).unpacked()
 
 
 def make_batch(pool: ClipPool, step: int, config: TrainConfig) -> Batch:
     first = step * config.batch_size
     return collate([make_example(pool, first + i, config) for i in range(config.batch_size)])
-
-
-def batches(pool: ClipPool, config: TrainConfig, first_step: int = 0) -> Generator[Batch, None, None]:
-    """The batches of steps ``first_step`` .. ``config.steps - 1``, prepared in one thread up to AHEAD in advance.
-
-    An error in the thread is raised here, at its batch. Closing the iterator (or dropping it) ends the thread.
-    """
-    steps = iter(range(first_step, config.steps))
-    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
-    try:
-        ahead: deque[Future[Batch]] = deque(
-            thread.submit(make_batch, pool, step, config) for step in islice(steps, AHEAD)
-        )
-        while ahead:
-            batch = ahead.popleft().result()
-            ahead.extend(thread.submit(make_batch, pool, step, config) for step in islice(steps, 1))
-            yield batch
-    finally:
-        thread.shutdown(wait=True, cancel_futures=True)
-
-
-def _unit(pictures: list[np.ndarray]) -> Float[Tensor, "B H W *C"]:
-    return torch.from_numpy(np.stack(pictures)).float() / 255
-
-
-def _on_black(views: list[View], mask: Bool[Tensor, "B K"]) -> Float[Tensor, "B K 3 H W"]:
-    coverage = _unit([view.pixels.matte for view in views])
-    coverage *= torch.from_numpy(np.stack([view.pixels.region for view in views])) * mask.flatten()[:, None, None]
-    images = _unit([view.pixels.image for view in views]) * coverage[..., None]
-    return images.permute(0, 3, 1, 2).unflatten(0, tuple(mask.shape)).contiguous()
-
-
-def _cameras(views: list[View]) -> Camera:
-    return Camera.cat([view.camera for view in views])
-
-
-def _params(views: list[View]) -> HeadParams:
-    return HeadParams.cat([view.params for view in views])

@@ -1,8 +1,8 @@
 """What a training run can be told (method.md section 3); configs/phase1.yaml and phase2.yaml explain each value."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from spatialavatar.config import Config
 from spatialavatar.generator.config import GeneratorConfig
@@ -18,18 +18,40 @@ class SyntheticData(Config):
     texture_size: int = Field(256, ge=16)  # of the painted surface
 
 
+class ShardData(Config):
+    """A data set that the ingest wrote, or the people of one part of it."""
+
+    url: str  # its folder
+    part: Literal["all", "train", "held_out"] = "all"
+    held_out_share: float = Field(0.02, gt=0, lt=1)  # of the people, the same ones for ever: chosen by their names
+
+
 class DataConfig(Config):
-    """Where training samples come from: exactly one of the two."""
+    """Where training samples come from: exactly one of synthetic, clips and shards."""
 
     synthetic: SyntheticData | None = None
     clips: tuple[str, ...] = ()  # folders of tracked clips, or patterns such as data/*
-    memory_gb: float = Field(2.0, ge=0)  # decoded frames kept in memory
+    shards: ShardData | None = None  # or its url alone
+    memory_gb: float = Field(2.0, ge=0)  # decoded frames kept in memory, by all workers together
+    workers: int = Field(0, ge=0)  # processes that prepare batches; 0: a thread of the training's own
+
+    @field_validator("shards", mode="before")
+    @classmethod
+    def _from_url(cls, value: Any) -> Any:
+        return {"url": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _one_source(self) -> "DataConfig":
-        if (self.synthetic is None) == (not self.clips):
-            raise ValueError("give either data.synthetic or data.clips")
+        if sum([self.synthetic is not None, bool(self.clips), self.shards is not None]) != 1:
+            raise ValueError("give one of data.synthetic, data.clips and data.shards, and make the others null")
         return self
+
+
+class AugmentConfig(Config):
+    """Random changes to what is read; all off by default."""
+
+    color: float = Field(0.0, ge=0, le=1)  # gain and gamma of each channel are exp(+- this), one draw for a sample
+    framing: float = Field(0.0, ge=0, le=0.5)  # each source zoomed by exp(+- this), moved by up to this share of half
 
 
 class SamplerConfig(Config):
@@ -38,6 +60,7 @@ class SamplerConfig(Config):
     temperature_end: float = Field(0.5, gt=0)
     temperature_share: float = Field(0.25, ge=0, le=1)  # of the training over which it falls linearly
     cross_time: float = Field(0.25, ge=0, le=1)  # Phase 2: share of samples across time, the rest across cameras
+    draws_per_clip: int = Field(1, ge=1)  # samples from a clip each time that it is read, in as many steps in a row
 
 
 class LossWeights(Config):
@@ -78,6 +101,7 @@ class TrainConfig(Config):
     held_out: DataConfig | None = None  # subjects kept for the sample sheets and the metric beside them; None: data's
     held_out_samples: int = Field(16, ge=1)  # drawn from them, always the same ones
     sampler: SamplerConfig = SamplerConfig()
+    augment: AugmentConfig = AugmentConfig()
     loss: LossWeights = LossWeights()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()

@@ -21,6 +21,7 @@ class Stream(IntEnum):
     SOURCES = 2  # sample
     BACKGROUND = 3  # sample
     HELD_OUT = 4  # clip
+    AUGMENT = 5  # sample
 
 
 def generator_for(seed: int, stream: Stream, *numbers: int) -> np.random.Generator:

@@ -36,19 +36,7 @@ class FolderPool:
                     "target; track more frames, set test_from later, or leave the clip out"
                 )
             self._clips.append(clip)
-            self._tracking.append(
-                Tracking.of(
-                    head,
-                    clip.params,
-                    clip.world_to_camera,
-                    clip.intrinsics,
-                    clip.face_box,
-                    (clip.width, clip.height),
-                    frames,
-                    clip.location,
-                    black_only=clip.matte_kind != "alpha",
-                )
-            )
+            self._tracking.append(Tracking.of_clip(head, clip))
         self._memory = Memory(memory_gb)
 
     def __len__(self) -> int:
@@ -70,6 +58,9 @@ class FolderPool:
             return square_picture(self._clips[clip], frame, size)
 
         return self._tracking[clip].view(frame, self._memory.pixels(clip, frame, size, read))
+
+    def prefetch(self, clips: Sequence[int]) -> None:
+        """Nothing to do."""
 
 
 def _folders(locations: Sequence[str]) -> list[str]:

@@ -1,19 +1,19 @@
 """Where training samples come from: clips by number, each frame in the canonical form (method.md section 1).
 
-Two pools with one interface (``ClipPool``): people made up by number (``synthetic_pool``) and folders of tracked clips
-(``folder_pool``). Frames are squares of the size asked for, held in memory as 8-bit pictures as far as the budget goes;
-what is held and what is made anew has the same values.
+Three pools with one interface (``ClipPool``): people made up by number (``synthetic_pool``), folders of tracked clips
+(``folder_pool``), and the shards of an ingested data set (``shard_pool``). Frames are squares of the size asked for,
+held in memory as 8-bit pictures as far as the budget goes; what is held and what is made anew has the same values.
 """
 
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float
 
-from spatialavatar.clip import FrameIndex
+from spatialavatar.clip import FrameIndex, TrackedClip
 from spatialavatar.clip.square import SquarePicture, on_square, square_intrinsics
 from spatialavatar.generator.view_encoding import view_direction
 from spatialavatar.head import HeadModel, HeadParams
@@ -60,6 +60,10 @@ class ClipPool(Protocol):
         """A frame, its longer side ``size`` pixels. Raises SpatialAvatarError for one that cannot be read."""
         ...
 
+    def prefetch(self, clips: Sequence[int]) -> None:
+        """These clips will be asked for next: a pool that reads from afar may begin."""
+        ...
+
 
 @dataclass(frozen=True)
 class Tracking:
@@ -96,6 +100,20 @@ class Tracking:
             name=name,
         )
         return Tracking(params, world_to_camera, intrinsics, face_box, *size, facts, black_only)
+
+    @staticmethod
+    def of_clip(head: HeadModel, clip: TrackedClip) -> "Tracking":
+        return Tracking.of(
+            head,
+            clip.params,
+            clip.world_to_camera,
+            clip.intrinsics,
+            clip.face_box,
+            (clip.width, clip.height),
+            clip.split("train"),
+            clip.location,
+            black_only=clip.matte_kind != "alpha",
+        )
 
     def view(self, frame: FrameIndex, pixels: SquarePicture) -> View:
         """The frame with its numbers, all moved onto the square of ``pixels``."""
@@ -136,14 +154,17 @@ class Memory:
         return self.get((clip, frame, size), make, lambda pixels: pixels.bytes)
 
 
-def open_pool(config: DataConfig, head: HeadModel) -> ClipPool:
-    """The pool that a training's configuration names.
+def open_pool(config: DataConfig, head: HeadModel, phase: Literal[1, 2] = 1) -> ClipPool:
+    """The pool that a training's configuration names, for the samplers of a phase.
 
     Raises SpatialAvatarError: no clip there, a damaged one, one of another head or without two frames to train on.
     """
     from spatialavatar.training.folder_pool import FolderPool
+    from spatialavatar.training.shard_pool import ShardPool
     from spatialavatar.training.synthetic_pool import SyntheticPool
 
     if config.synthetic is not None:
         return SyntheticPool(config.synthetic, head, config.memory_gb)
+    if config.shards is not None:
+        return ShardPool(config.shards, head, config.memory_gb, phase)
     return FolderPool(config.clips, head, config.memory_gb)

@@ -24,7 +24,7 @@ from spatialavatar.evaluation.contact_sheet import stacked
 from spatialavatar.generator.checkpoint import CHECKPOINTS, complete_checkpoints
 from spatialavatar.generator.generator import Generator
 from spatialavatar.losses.perceptual import Lpips
-from spatialavatar.training.batch import Batch, batches, collate, make_example
+from spatialavatar.training.batch import Batch, PackedBatch, collate, make_example
 from spatialavatar.training.checkpoint import (
     ANCHOR,
     Checkpoint,
@@ -49,6 +49,7 @@ from spatialavatar.training.setup import (
 )
 from spatialavatar.training.sheet import mean_psnr, sample_sheet
 from spatialavatar.training.step import Objective, render
+from spatialavatar.training.stream import batches, worker_batches
 from spatialavatar.training.trainer import NotFinite, Trainer
 
 CONFIG = "config.yaml"
@@ -102,8 +103,8 @@ def train(
         return found.folder
     lpips = Lpips.require(device=device) if config.loss.lambda_lp > 0 else None
     head = training_head(config)
-    pool = open_pool(config.data, head)
-    held_out = pool if config.held_out is None else open_pool(config.held_out, head)
+    pool = open_pool(config.data, head, config.phase)
+    held_out = pool if config.held_out is None else open_pool(config.held_out, head, config.phase)
     anchored, anchor = config.loss.lambda_sp > 0, None
     if found is None:
         generator, parent = start_generator(config, head)
@@ -121,7 +122,8 @@ def train(
     run = _Run(trainer, generator, held_out, config, out, origin, observe)
     if found is not None:
         run.resume(found)
-    with closing(batches(pool, config, trainer.step_number)) as stream:
+    prepared = worker_batches(head, config, run.trainer.step_number) if config.data.workers else None
+    with closing(prepared or batches(pool, config, trainer.step_number)) as stream:
         try:
             run.go(stream, torch.device(device))
         except StopTraining:
@@ -205,13 +207,12 @@ class _Run:
         # lines of steps that the killed run did after its checkpoint are done again
         self._log_lines = [line for line in lines if json.loads(line)["step"] <= state.step]
 
-    def go(self, stream: Iterator[Batch], device: torch.device) -> None:
+    def go(self, stream: Iterator[PackedBatch], device: torch.device) -> None:
         self._since = time.perf_counter()
         self.observe(self.progress)
         while self.trainer.step_number < self.config.steps:
-            batch = next(stream)
+            batch = next(stream).unpacked(device)
             try:
-                batch = batch.to(device)
                 objective, norm = self.trainer.step(batch)
                 self._after_step(objective, norm)
             except NotFinite as e:

@@ -6,6 +6,7 @@ time.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float
@@ -36,10 +37,25 @@ class Draw:
     target: FrameIndex
 
 
-def clip_of(number: int, clips: int, seed: int) -> int:
-    """The clip of a sample: every clip once an epoch of ``clips`` samples, in an order of that epoch's own."""
-    epoch, position = divmod(number, clips)
-    return int(generator_for(seed, Stream.CLIP, epoch).permutation(clips)[position])
+def visit_of(number: int, batch_size: int, draws_per_clip: int) -> int:
+    """The visit to a clip that a sample belongs to.
+
+    A visit serves one row of the batch in ``draws_per_clip`` steps in a row, so that a clip which is read once gives
+    several samples and no batch holds two of them. With one draw it is the sample's number.
+    """
+    step, row = divmod(number, batch_size)
+    return step // draws_per_clip * batch_size + row
+
+
+def clip_of(visit: int, clips: int, seed: int) -> int:
+    """The clip of a visit: every clip once an epoch of ``clips`` visits, in an order of that epoch's own."""
+    epoch, position = divmod(visit, clips)
+    return int(_order(seed, epoch, clips)[position])
+
+
+@lru_cache(maxsize=4)  # of many thousand clips, and asked for sample by sample
+def _order(seed: int, epoch: int, clips: int) -> np.ndarray:
+    return generator_for(seed, Stream.CLIP, epoch).permutation(clips)
 
 
 def temperature_at(progress: float, config: SamplerConfig) -> float:

@@ -3,6 +3,8 @@
 Capture n shows person n in motion n, in the light and from the cameras drawn by n.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from spatialavatar.clip import FrameIndex
@@ -46,6 +48,9 @@ class SyntheticPool:
             return SquarePicture(image, matte, np.broadcast_to(np.True_, matte.shape))
 
         return self._tracked(clip).view(frame, self._memory.pixels(clip, frame, size, render))
+
+    def prefetch(self, clips: Sequence[int]) -> None:
+        """Nothing to do."""
 
     def _tracked(self, clip: int) -> Tracking:
         if clip not in self._tracking:

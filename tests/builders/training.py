@@ -1,11 +1,19 @@
 """Tiny training configurations for tests, on tracked clips that the tests write."""
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from spatialavatar.clip import FrameIndex
 from spatialavatar.head import write_head
 from spatialavatar.head.model import ARRAYS, HeadModel
+from spatialavatar.training.batch import Batch
 from spatialavatar.training.config import TrainConfig
+from spatialavatar.training.pool import ClipPool, View
+from spatialavatar.training.samplers import ClipFacts
 from tests.builders.clips import tiny_clip, tiny_head
 from tests.builders.generators import tiny_generator_config
 
@@ -60,3 +68,61 @@ def tiny_training(clips: str, head: Path, **changes: Any) -> TrainConfig:
         **parts,
     }
     return TrainConfig.model_validate({**values, **changes})
+
+
+def tiny_batches(clips: str, **changes: Any) -> TrainConfig:
+    """A configuration for batches alone, of any pool of the tiny head."""
+    values = {
+        "data": {"clips": (clips,)},
+        "generator": {"encoder": {"image_size": 32}},
+        "resolution": 40,
+        "batch_size": 5,
+        "steps": 8,
+        "seed": 11,
+    }
+    return TrainConfig.model_validate({**values, **changes})
+
+
+class RecordedPool:
+    """A pool that notes which frames it is asked for."""
+
+    def __init__(self, pool: ClipPool) -> None:
+        self.pool, self.asked = pool, []  # type: tuple[ClipPool, list[tuple[int, FrameIndex, int]]]
+
+    def __len__(self) -> int:
+        return len(self.pool)
+
+    @property
+    def licence(self) -> str:
+        return self.pool.licence
+
+    def name(self, clip: int) -> str:
+        return self.pool.name(clip)
+
+    def facts(self, clip: int) -> ClipFacts:
+        return self.pool.facts(clip)
+
+    def view(self, clip: int, frame: FrameIndex, size: int) -> View:
+        self.asked.append((clip, frame, size))
+        return self.pool.view(clip, frame, size)
+
+    def prefetch(self, clips: Sequence[int]) -> None:
+        self.pool.prefetch(clips)
+
+
+def equal_batches(a: Batch, b: Batch) -> bool:
+    pairs = list(zip(_tensors(a), _tensors(b), strict=True))
+    assert len(pairs) > 20
+    return all(x.shape == y.shape and torch.equal(x.nan_to_num(-7), y.nan_to_num(-7)) for x, y in pairs)
+
+
+def _tensors(batch: Batch) -> list[torch.Tensor]:
+    values: list[Any] = [batch]
+    out = []
+    while values:
+        value = values.pop()
+        if isinstance(value, torch.Tensor):
+            out.append(value)
+        elif dataclasses.is_dataclass(value):
+            values += [getattr(value, f.name) for f in dataclasses.fields(value)]
+    return out

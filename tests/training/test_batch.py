@@ -1,24 +1,18 @@
 """Samples and batches: functions of (config, pool, step) alone, whatever prepares them and when."""
 
 import dataclasses
-import threading
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from spatialavatar.clip import FrameIndex
-from spatialavatar.errors import SpatialAvatarError
-from spatialavatar.training.batch import AHEAD, Batch, Example, batches, collate, make_batch, make_example
-from spatialavatar.training.config import DataConfig, TrainConfig
+from spatialavatar.training.batch import Example, collate, make_batch, make_example
 from spatialavatar.training.folder_pool import FolderPool
-from spatialavatar.training.pool import View
-from spatialavatar.training.samplers import ClipFacts, clip_of
+from spatialavatar.training.samplers import clip_of
 from tests.builders.clips import tiny_clip, tiny_head
+from tests.builders.training import RecordedPool, tiny_batches
 
 
 @pytest.fixture(scope="module")
@@ -36,72 +30,9 @@ def pool(folder: Path) -> FolderPool:
     return FolderPool([f"{folder}/*"], tiny_head(), 1.0)
 
 
-def config(**changes: Any) -> TrainConfig:
-    values = {
-        "data": DataConfig(clips=("anything",)),
-        "generator": {"encoder": {"image_size": 32}},
-        "resolution": 40,
-        "batch_size": 5,
-        "steps": 8,
-        "seed": 11,
-    }
-    return TrainConfig.model_validate({**values, **changes})
-
-
-def tensors(batch: Batch) -> list[torch.Tensor]:
-    values: list[Any] = [batch]
-    out = []
-    while values:
-        value = values.pop()
-        if isinstance(value, torch.Tensor):
-            out.append(value)
-        elif dataclasses.is_dataclass(value):
-            values += [getattr(value, f.name) for f in dataclasses.fields(value)]
-    return out
-
-
-def equal(a: Batch, b: Batch) -> bool:
-    pairs = list(zip(tensors(a), tensors(b), strict=True))
-    assert len(pairs) > 20
-    return all(x.shape == y.shape and torch.equal(x.nan_to_num(-7), y.nan_to_num(-7)) for x, y in pairs)
-
-
-class Recorded:
-    """A pool that notes which frames it is asked for."""
-
-    def __init__(self, pool: FolderPool) -> None:
-        self.pool, self.asked = pool, []  # type: tuple[FolderPool, list[tuple[int, FrameIndex, int]]]
-
-    def __len__(self) -> int:
-        return len(self.pool)
-
-    def name(self, clip: int) -> str:
-        return self.pool.name(clip)
-
-    def facts(self, clip: int) -> ClipFacts:
-        return self.pool.facts(clip)
-
-    def view(self, clip: int, frame: FrameIndex, size: int) -> View:
-        self.asked.append((clip, frame, size))
-        return self.pool.view(clip, frame, size)
-
-
-@pytest.mark.parametrize("phase", [1, 2])
-def test_batches_made_ahead_are_the_batches(pool: FolderPool, folder: Path, phase: int) -> None:
-    settings = config(phase=phase)
-    direct = [make_batch(pool, step, settings) for step in range(settings.steps)]
-    fresh = FolderPool([f"{folder}/*"], tiny_head(), 0.0)
-    ahead = list(batches(fresh, settings))
-    assert len(ahead) == settings.steps
-    assert all(equal(a, b) for a, b in zip(direct, ahead, strict=True))
-    assert not equal(ahead[0], ahead[1])
-    resumed = list(batches(fresh, settings, first_step=5))
-    assert len(resumed) == 3 and equal(resumed[0], direct[5]) and equal(resumed[2], direct[7])
-
-
 def test_a_sample_is_the_same_in_every_batch_size(pool: FolderPool) -> None:
-    whole = make_batch(pool, 1, config(batch_size=6, steps=8))
-    halves = [make_batch(pool, step, config(batch_size=3, steps=16)) for step in (2, 3)]
+    whole = make_batch(pool, 1, tiny_batches("anything", batch_size=6, steps=8))
+    halves = [make_batch(pool, step, tiny_batches("anything", batch_size=3, steps=16)) for step in (2, 3)]
     assert torch.equal(whole.numbers, torch.arange(6, 12))
     for name in ("numbers", "background"):
         assert torch.equal(getattr(whole, name), torch.cat([getattr(half, name) for half in halves]))
@@ -110,7 +41,7 @@ def test_a_sample_is_the_same_in_every_batch_size(pool: FolderPool) -> None:
 
 @pytest.mark.parametrize("phase", [1, 2])
 def test_what_a_batch_holds(pool: FolderPool, phase: int) -> None:
-    settings = config(phase=phase, batch_size=24)
+    settings = tiny_batches("anything", phase=phase, batch_size=24)
     batch = make_batch(pool, 0, settings)
     examples = [make_example(pool, number, settings) for number in range(24)]
     counts = batch.sources.mask.sum(1)
@@ -146,23 +77,23 @@ def test_what_a_batch_holds(pool: FolderPool, phase: int) -> None:
 def test_sources_and_target_are_distinct_frames_at_their_sizes(pool: FolderPool) -> None:
     for phase in (1, 2):
         for number in range(30):
-            recorded = Recorded(pool)
-            make_example(recorded, number, config(phase=phase))
+            recorded = RecordedPool(pool)
+            make_example(recorded, number, tiny_batches("anything", phase=phase))
             assert len({clip for clip, _, _ in recorded.asked}) == 1
             assert len({frame for _, frame, _ in recorded.asked}) == len(recorded.asked)
-            assert [size for _, _, size in recorded.asked] == [40] + [32] * (len(recorded.asked) - 1)
+            assert [size for _, _, size in recorded.asked] == [32] * (len(recorded.asked) - 1) + [40]
 
 
 def test_temperature_falls_with_the_sample_number(pool: FolderPool, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
     monkeypatch.setattr("spatialavatar.training.batch.temperature_at", lambda progress, _: seen.append(progress) or 1.0)
     for number in (0, 10, 39):
-        make_example(pool, number, config())
+        make_example(pool, number, tiny_batches("anything"))
     assert seen == [0.0, 10 / 40, 39 / 40]
 
 
 def test_offsets_of_some_clips_are_zeros_in_others(pool: FolderPool) -> None:
-    example = make_example(pool, 0, config())
+    example = make_example(pool, 0, tiny_batches("anything"))
     offset = torch.full((1, tiny_head().vertex_count, 3), 0.01)
     target = dataclasses.replace(
         example.target, params=dataclasses.replace(example.target.params, static_offset=offset)
@@ -173,65 +104,9 @@ def test_offsets_of_some_clips_are_zeros_in_others(pool: FolderPool) -> None:
     assert batch.sources.params.static_offset is None
 
 
-def test_a_damaged_frame_is_named_through_the_thread(tmp_path: Path) -> None:
-    clip = tiny_clip(tmp_path / "a", instants=2)
-    pool = FolderPool([clip.location], tiny_head(), 1.0)
-    settings = config(steps=4)
-    iterator = batches(pool, settings)
-    next(iterator)
-    iterator.close()
-    damaged = tmp_path / "a" / "images" / "000001.jpg"
-    damaged.write_bytes(damaged.read_bytes()[:200])
-    fresh = batches(FolderPool([clip.location], tiny_head(), 1.0), settings)
-    with pytest.raises(SpatialAvatarError, match=r"images/000001\.jpg: the JPEG is truncated .*; restore the file"):
-        next(fresh)
-
-
-class Failing(Recorded):
-    """Cannot read what sample ``fails_at`` and later ones ask for."""
-
-    def __init__(self, pool: FolderPool, settings: TrainConfig, fails_at: int) -> None:
-        super().__init__(pool)
-        counted = Recorded(pool)
-        for number in range(fails_at):
-            make_example(counted, number, settings)
-        self.left = len(counted.asked)
-
-    def view(self, clip: int, frame: FrameIndex, size: int) -> View:
-        self.left -= 1
-        if self.left < 0:
-            raise SpatialAvatarError("unreadable")
-        return super().view(clip, frame, size)
-
-
-def test_an_error_comes_at_its_batch_and_ends_the_thread(pool: FolderPool) -> None:
-    settings = config()
-    iterator = batches(Failing(pool, settings, fails_at=3 * 5 + 2), settings)
-    good = list(islice(iterator, 3))
-    assert all(equal(batch, make_batch(pool, step, settings)) for step, batch in enumerate(good))
-    with pytest.raises(SpatialAvatarError, match="unreadable"):
-        next(iterator)
-    assert _threads() == []
-
-
-def test_closing_ends_the_thread_without_making_the_rest(pool: FolderPool) -> None:
-    recorded = Recorded(pool)
-    iterator = batches(recorded, config(steps=1000))
-    next(iterator)
-    assert len(_threads()) == 1
-    iterator.close()  # type: ignore[attr-defined]
-    assert _threads() == []
-    most_of_a_sample = 5
-    assert len(recorded.asked) <= (1 + AHEAD) * 5 * most_of_a_sample
-
-
 def test_examples_of_one_source_need_no_padding(pool: FolderPool) -> None:
     examples: Sequence[Example] = [
-        e for e in (make_example(pool, number, config()) for number in range(20)) if len(e.sources) == 1
+        e for e in (make_example(pool, number, tiny_batches("anything")) for number in range(20)) if len(e.sources) == 1
     ]
     batch = collate(examples)
     assert batch.sources.mask.shape == (len(examples), 1) and batch.sources.mask.all() and len(batch) == len(examples)
-
-
-def _threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("batches")]

@@ -1,0 +1,101 @@
+"""The training stream on Ray Data: parts of batches, prepared by whatever CPUs the cluster has.
+
+What a part is, and in which order, is the library's (``training/stream.py``); Ray Data schedules the parts, keeps their
+order, holds what is ready in its object store, and repeats what a lost machine did not finish. Every rank streams its
+own share, so nothing is lost or repeated between ranks and a step number says all about where a training stands.
+"""
+
+import contextlib
+from collections.abc import Generator
+from functools import lru_cache
+from typing import Any
+
+import ray
+import ray.data
+from ray.data import ExecutionResources
+
+from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.head import HeadModel
+from spatialavatar.training.batch import PackedBatch
+from spatialavatar.training.config import TrainConfig
+from spatialavatar.training.pool import ClipPool, open_pool
+from spatialavatar.training.stream import Plan, Share, assembled, prepare, share_of_memory
+
+PARTS_AT_ONCE = 2048  # in one Ray data set: each is planned up front and costs the driver some kilobytes
+ERROR = b"error: "  # stands before a message in place of a batch, whose first bytes are a short length
+
+
+def ray_batches(
+    head: HeadModel,
+    config: TrainConfig,
+    first_step: int = 0,
+    share: Share | None = None,
+    *,
+    workers: int | None = None,
+) -> Generator[PackedBatch, None, None]:
+    """The batches of steps ``first_step`` .. ``config.steps - 1`` of a share, as ``training.stream.batches``.
+
+    ``workers`` parts are prepared at a time, one CPU each (all free CPUs of the cluster over the number of ranks, when
+    not given); they need CPUs that no training worker holds. Errors of the library are raised here, at their batch.
+    Closing the iterator ends the work.
+    """
+    share = share or Share()
+    plan = Plan(config, first_step, share)
+    if workers is None:
+        workers = free_cpus_of(share)
+    with contextlib.closing(_prepared(plan, head, config, workers, share.world)) as parts:
+        yield from assembled(parts, plan.parts_of_window)
+
+
+def free_cpus_of(share: Share) -> int:
+    """A rank's part of the CPUs that nothing holds now. Raises SpatialAvatarError when there is none."""
+    free = int(ray.available_resources().get("CPU", 0))
+    if free < share.world:
+        raise SpatialAvatarError(
+            f"the training's {share.world} worker(s) leave {free} CPU(s) to prepare batches, expected one for each; "
+            "give the workers fewer CPUs (fractions are fine) or add machines"
+        )
+    return free // share.world
+
+
+def _prepared(
+    plan: Plan, head: HeadModel, config: TrainConfig, workers: int, world: int
+) -> Generator[list[PackedBatch], None, None]:
+    """The parts of a plan in order."""
+    settings, held = config.model_dump_json(), ray.put(head)
+    store = ray.cluster_resources().get("object_store_memory", 0) / world
+    for start in range(0, len(plan), PARTS_AT_ONCE):
+        leg = range(start, min(start + PARTS_AT_ONCE, len(plan)))
+
+        def make(row: dict[str, Any], start: int = start) -> list[dict[str, bytes]]:
+            try:
+                pool, read = _pool(settings, held, workers)
+                return [{"batch": batch.to_bytes()} for batch in prepare(pool, read, plan[start + row["id"]])]
+            except SpatialAvatarError as e:  # as a value: Ray would wrap it in pages of tracebacks
+                return [{"batch": ERROR + str(e).encode()}]
+
+        parts = ray.data.range(len(leg), override_num_blocks=len(leg)).flat_map(make, num_cpus=1, concurrency=workers)
+        options = parts.context.execution_options
+        options.preserve_order = True
+        options.resource_limits = ExecutionResources(cpu=workers, object_store_memory=store / 2)
+        parts.context.enable_progress_bars = False
+        parts.context.print_on_execution_start = False
+        rows = _rows(parts)
+        for index in leg:
+            yield [PackedBatch.from_bytes(next(rows)) for _ in range(plan[index].steps)]
+        rows.close()
+
+
+def _rows(parts: ray.data.Dataset) -> Generator[bytes, None, None]:
+    for block in parts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+        for value in block.column("batch"):
+            data = value.as_buffer().to_pybytes()
+            if data.startswith(ERROR):
+                raise SpatialAvatarError(data.removeprefix(ERROR).decode())
+            yield data
+
+
+@lru_cache(maxsize=1)  # a worker process of Ray does many parts of a training, then those of another
+def _pool(settings: str, head: Any, workers: int) -> tuple[ClipPool, TrainConfig]:
+    config = TrainConfig.model_validate_json(settings)
+    return open_pool(share_of_memory(config.data, workers), ray.get(head), config.phase), config

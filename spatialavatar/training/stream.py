@@ -1,0 +1,176 @@
+"""The batches of a training in order, prepared ahead: in a thread, in processes, or on a cluster.
+
+Work is cut into parts. A part is some rows of the batches of one window, and a window is the ``draws_per_clip`` steps
+in which every row keeps its clip: so a part reads each of its clips once and takes all its samples from it. Parts are
+functions of (config, pool, part) alone, and the batches are put together from them in order. Nothing depends on who
+prepares them, and a training that goes on at a step, or with another number of ranks, sees what it would have seen.
+"""
+
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from typing import overload
+
+from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.head import HeadModel
+from spatialavatar.training.batch import PackedBatch, make_example, pack
+from spatialavatar.training.config import DataConfig, TrainConfig
+from spatialavatar.training.pool import ClipPool, open_pool
+from spatialavatar.training.samplers import clip_of, visit_of
+
+AHEAD = 2  # batches that are prepared while a step runs
+PART_ROWS = 8  # at most: few enough that the first batch comes soon, and that many prepare one batch
+
+
+@dataclass(frozen=True)
+class Share:
+    """The rows of every batch that one of several training processes takes."""
+
+    rank: int = 0
+    world: int = 1
+
+    def rows(self, batch_size: int) -> range:
+        """Raises SpatialAvatarError when the rows cannot be shared out evenly."""
+        if batch_size % self.world:
+            raise SpatialAvatarError(
+                f"batch_size {batch_size} cannot be shared evenly by {self.world} workers; make it a multiple of that"
+            )
+        each = batch_size // self.world
+        return range(self.rank * each, (self.rank + 1) * each)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows of the batches of some steps that belong to one window."""
+
+    first_step: int
+    steps: int
+    first_row: int
+    rows: int
+
+
+class Plan(Sequence[Part]):
+    """The parts from ``first_step`` to the training's end, window by window."""
+
+    def __init__(self, config: TrainConfig, first_step: int = 0, share: Share | None = None) -> None:
+        self.rows = (share or Share()).rows(config.batch_size)
+        self.parts_of_window = len(range(0, len(self.rows), PART_ROWS))
+        self._first_step, self._steps, self._draws = first_step, config.steps, config.sampler.draws_per_clip
+
+    def __len__(self) -> int:
+        windows = -(-self._steps // self._draws) - self._first_step // self._draws
+        return max(0, windows) * self.parts_of_window
+
+    @overload
+    def __getitem__(self, index: int) -> Part: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Part]: ...
+    def __getitem__(self, index: int | slice) -> Part | list[Part]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(f"part {index} of {len(self)}")
+        window, part = divmod(index, self.parts_of_window)
+        start = (self._first_step // self._draws + window) * self._draws
+        first, end = max(start, self._first_step), min(start + self._draws, self._steps)
+        row = self.rows.start + part * PART_ROWS
+        return Part(first, end - first, row, min(PART_ROWS, self.rows.stop - row))
+
+
+def prepare(pool: ClipPool, config: TrainConfig, part: Part) -> list[PackedBatch]:
+    """Of each step of a part, its rows. Raises SpatialAvatarError for a frame that cannot be read."""
+    draws = config.sampler.draws_per_clip
+
+    def number(step: int, row: int) -> int:
+        return (part.first_step + step) * config.batch_size + part.first_row + row
+
+    clips = [
+        clip_of(visit_of(number(0, row), config.batch_size, draws), len(pool), config.seed) for row in range(part.rows)
+    ]
+    examples = []
+    for row in range(part.rows):
+        pool.prefetch(clips[row + 1 : row + 2])
+        examples.append([make_example(pool, number(step, row), config) for step in range(part.steps)])
+    return [pack([of_row[step] for of_row in examples]) for step in range(part.steps)]
+
+
+def assembled(prepared: Iterable[list[PackedBatch]], parts_of_window: int) -> Iterator[PackedBatch]:
+    """The batches of step after step, from the parts of a plan in order."""
+    window: list[list[PackedBatch]] = []
+    for part in prepared:
+        window.append(part)
+        if len(window) == parts_of_window:
+            yield from (PackedBatch.cat(of_step) for of_step in zip(*window, strict=True))
+            window = []
+
+
+def batches(
+    pool: ClipPool, config: TrainConfig, first_step: int = 0, share: Share | None = None
+) -> Generator[PackedBatch, None, None]:
+    """The batches of steps ``first_step`` .. ``config.steps - 1``, prepared in one thread in advance.
+
+    An error in the thread is raised here, at its batch. Closing the iterator (or dropping it) ends the thread.
+    """
+    plan = Plan(config, first_step, share)
+    in_advance = AHEAD * plan.parts_of_window
+    with closing(_in_thread(iter(plan), in_advance, lambda part: prepare(pool, config, part))) as prepared:
+        yield from assembled(prepared, plan.parts_of_window)
+
+
+def worker_batches(
+    head: HeadModel, config: TrainConfig, first_step: int = 0, share: Share | None = None
+) -> Generator[PackedBatch, None, None]:
+    """The same batches, prepared by ``config.data.workers`` processes (a torch DataLoader).
+
+    The processes are new ones, not forks: thread pools and connections do not survive a fork.
+    """
+    from torch.utils.data import DataLoader
+
+    plan = Plan(config, first_step, share)
+    loader: DataLoader[list[PackedBatch]] = DataLoader(
+        _Prepared(plan, head, config),  # type: ignore[arg-type]
+        batch_size=None,
+        num_workers=config.data.workers,
+        multiprocessing_context=multiprocessing.get_context("spawn"),
+        prefetch_factor=AHEAD,
+    )
+    yield from assembled(iter(loader), plan.parts_of_window)
+
+
+class _Prepared:
+    """A map-style data set of prepared parts; each process opens the pool for itself."""
+
+    def __init__(self, plan: Plan, head: HeadModel, config: TrainConfig) -> None:
+        self._plan, self._head, self._config = plan, head, config
+        self._pool: ClipPool | None = None
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def __getitem__(self, index: int) -> list[PackedBatch]:
+        if self._pool is None:
+            self._pool = open_pool(share_of_memory(self._config.data), self._head, self._config.phase)
+        return prepare(self._pool, self._config, self._plan[index])
+
+
+def share_of_memory(data: DataConfig, workers: int | None = None) -> DataConfig:
+    """The data of one of several processes that open them."""
+    return data.model_copy(update={"memory_gb": data.memory_gb / max(1, workers or data.workers)})
+
+
+def _in_thread(
+    work: Iterator[Part], in_advance: int, do: Callable[[Part], list[PackedBatch]]
+) -> Generator[list[PackedBatch], None, None]:
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+    try:
+        ahead: deque[Future[list[PackedBatch]]] = deque(thread.submit(do, part) for part in islice(work, in_advance))
+        while ahead:
+            result = ahead.popleft().result()
+            ahead.extend(thread.submit(do, part) for part in islice(work, 1))
+            yield result
+    finally:
+        thread.shutdown(wait=True, cancel_futures=True)

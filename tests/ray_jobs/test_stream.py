@@ -1,0 +1,89 @@
+"""The stream on Ray gives the batches of one process: same values, same order, from any step, in any shares."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.training.batch import PackedBatch
+from spatialavatar.training.config import TrainConfig
+from spatialavatar.training.folder_pool import FolderPool
+from spatialavatar.training.stream import PART_ROWS, Share, batches
+from tests.builders.clips import tiny_clip, tiny_head
+from tests.builders.training import tiny_batches
+
+STEPS = 7
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    for seed in range(5):
+        tiny_clip(folder / f"clip{seed}", instants=6, width=24, height=24, seed=seed)
+    return folder
+
+
+def settings(folder: Path, **changes: Any) -> TrainConfig:
+    changes = {"steps": STEPS, "batch_size": PART_ROWS + 4, "sampler": {"draws_per_clip": 3}, **changes}
+    return tiny_batches(f"{folder}/*", **changes)
+
+
+def equal(a: PackedBatch, b: PackedBatch) -> bool:
+    assert a.arrays.keys() == b.arrays.keys()
+    return all(np.array_equal(a.arrays[name], b.arrays[name], equal_nan=True) for name in a.arrays)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_any_number_of_workers_gives_the_batches_of_one_process(ray_cluster: str, folder: Path, workers: int) -> None:
+    from ray_jobs.stream import ray_batches
+
+    config = settings(folder)
+    expected = list(batches(FolderPool([f"{folder}/*"], tiny_head(), 1.0), config))
+    found = list(ray_batches(tiny_head(), config, workers=workers))
+    assert len(found) == STEPS and all(equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_it_goes_on_at_a_step_with_another_number_of_ranks(ray_cluster: str, folder: Path) -> None:
+    """Two steps of one rank, then four ranks from the third step on, in the middle of a window."""
+    from ray_jobs.stream import ray_batches
+
+    config = settings(folder)
+    expected = list(batches(FolderPool([f"{folder}/*"], tiny_head(), 1.0), config))
+    first = ray_batches(tiny_head(), config, workers=2)
+    assert all(equal(next(first), batch) for batch in expected[:2])
+    first.close()
+    ranks = [list(ray_batches(tiny_head(), config, 2, Share(rank, 4), workers=1)) for rank in range(4)]
+    rest = [PackedBatch.cat(rows) for rows in zip(*ranks, strict=True)]
+    assert len(rest) == STEPS - 2 and all(equal(a, b) for a, b in zip(rest, expected[2:], strict=True))
+
+
+def test_several_data_sets_in_a_row(ray_cluster: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray_jobs import stream
+
+    config = settings(folder)
+    expected = list(batches(FolderPool([f"{folder}/*"], tiny_head(), 1.0), config))
+    monkeypatch.setattr(stream, "PARTS_AT_ONCE", 3)  # six parts in all
+    found = list(stream.ray_batches(tiny_head(), config, workers=2))
+    assert len(found) == STEPS and all(equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_the_librarys_errors_come_through(ray_cluster: str, tmp_path: Path) -> None:
+    from ray_jobs.stream import ray_batches
+
+    tiny_clip(tmp_path / "a", instants=2, width=24, height=24)
+    damaged = tmp_path / "a/images/000001.jpg"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    with pytest.raises(
+        SpatialAvatarError, match=r"images/000001\.jpg: the JPEG is truncated .*; restore the file"
+    ) as e:
+        list(ray_batches(tiny_head(), settings(tmp_path), workers=1))
+    assert "\n" not in str(e.value)
+
+
+def test_no_cpu_left_is_said(ray_cluster: str, folder: Path) -> None:
+    from ray_jobs.stream import ray_batches
+
+    with pytest.raises(SpatialAvatarError, match=r"leave \d CPU\(s\) to prepare batches"):
+        next(ray_batches(tiny_head(), settings(folder, batch_size=20), share=Share(0, 20)))

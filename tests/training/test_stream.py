@@ -1,0 +1,177 @@
+"""The batches of a training are the same whoever prepares them, how far ahead, and from which step on."""
+
+import threading
+from collections import Counter
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.training.batch import Batch, PackedBatch, make_batch, make_example
+from spatialavatar.training.config import TrainConfig
+from spatialavatar.training.folder_pool import FolderPool
+from spatialavatar.training.pool import View
+from spatialavatar.training.samplers import clip_of, visit_of
+from spatialavatar.training.stream import AHEAD, PART_ROWS, Plan, Share, batches, prepare, worker_batches
+from tests.builders.clips import tiny_clip, tiny_head
+from tests.builders.training import RecordedPool, equal_batches, tiny_batches
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    for seed in range(5):
+        tiny_clip(folder / f"clip{seed}", instants=6, cameras=1 + seed % 3, width=24, height=24, seed=seed)
+    return folder
+
+
+@pytest.fixture()
+def pool(folder: Path) -> FolderPool:
+    return FolderPool([f"{folder}/*"], tiny_head(), 1.0)
+
+
+def settings(folder: Path, **changes: Any) -> TrainConfig:
+    return tiny_batches(f"{folder}/*", **changes)
+
+
+def test_draws_of_a_visit_share_a_clip_in_as_many_steps_and_no_batch_holds_two() -> None:
+    size, draws, clips = 6, 4, 31
+    visits = np.array([[visit_of(step * size + row, size, draws) for row in range(size)] for step in range(20)])
+    for window in range(5):
+        inside = visits[window * draws : (window + 1) * draws]
+        assert (inside == inside[0]).all()
+        assert sorted(inside[0]) == list(range(window * size, (window + 1) * size))
+    epoch = [clip_of(visit, clips, 3) for visit in range(clips)]
+    assert sorted(epoch) == list(range(clips)) and epoch != [clip_of(clips + visit, clips, 3) for visit in range(clips)]
+    numbers = range(50)
+    assert [visit_of(number, size, 1) for number in numbers] == list(numbers)
+
+
+@pytest.mark.parametrize("first_step", [0, 1, 5, 9])
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("draws", [1, 3])
+def test_a_plan_covers_every_row_of_every_step_once(folder: Path, first_step: int, world: int, draws: int) -> None:
+    size, steps = 2 * PART_ROWS + 6, 10
+    config = settings(folder, batch_size=size, steps=steps, sampler={"draws_per_clip": draws})
+    covered: Counter[tuple[int, int]] = Counter()
+    for rank in range(world):
+        for part in Plan(config, first_step, Share(rank, world)):
+            assert 1 <= part.rows <= PART_ROWS
+            assert part.first_step // draws == (part.first_step + part.steps - 1) // draws, "two windows in one part"
+            covered.update(
+                (part.first_step + step, part.first_row + row) for step in range(part.steps) for row in range(part.rows)
+            )
+    assert covered == Counter((step, row) for step in range(first_step, steps) for row in range(size))
+    with pytest.raises(IndexError):
+        Plan(config)[len(Plan(config))]
+
+
+@pytest.mark.parametrize("phase", [1, 2])
+@pytest.mark.parametrize("draws", [1, 3])
+def test_batches_made_ahead_are_the_batches(pool: FolderPool, folder: Path, phase: int, draws: int) -> None:
+    config = settings(folder, phase=phase, sampler={"draws_per_clip": draws}, batch_size=PART_ROWS + 2)
+    direct = [make_batch(pool, step, config) for step in range(config.steps)]
+    fresh = FolderPool([f"{folder}/*"], tiny_head(), 0.0)
+    ahead = unpacked(batches(fresh, config))
+    assert len(ahead) == config.steps
+    assert all(equal_batches(a, b) for a, b in zip(direct, ahead, strict=True))
+    assert not equal_batches(ahead[0], ahead[1])
+    resumed = unpacked(batches(fresh, config, first_step=5))
+    assert len(resumed) == 3 and equal_batches(resumed[0], direct[5]) and equal_batches(resumed[2], direct[7])
+
+
+def test_shares_are_the_rows_of_the_whole(pool: FolderPool, folder: Path) -> None:
+    config = settings(folder, batch_size=6, sampler={"draws_per_clip": 2})
+    whole = list(batches(pool, config))
+    ranks = [list(batches(pool, config, share=Share(rank, 3))) for rank in range(3)]
+    for step, batch in enumerate(whole):
+        together = PackedBatch.cat([rank[step] for rank in ranks])
+        assert together.arrays.keys() == batch.arrays.keys()
+        assert all(np.array_equal(together.arrays[n], batch.arrays[n], equal_nan=True) for n in batch.arrays)
+    with pytest.raises(SpatialAvatarError, match="batch_size 6 cannot be shared evenly by 4 workers"):
+        next(batches(pool, config, share=Share(0, 4)))
+
+
+def test_a_packed_batch_travels_as_bytes(pool: FolderPool, folder: Path) -> None:
+    packed = next(batches(pool, settings(folder)))
+    back = PackedBatch.from_bytes(packed.to_bytes())
+    assert back.arrays.keys() == packed.arrays.keys() and len(back) == len(packed)
+    assert equal_batches(back.unpacked(), packed.unpacked())
+    assert all(array.dtype == np.uint8 for name, array in back.arrays.items() if name.endswith((".image", ".matte")))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_processes_prepare_the_same_batches_in_the_same_order(folder: Path, workers: int) -> None:
+    config = settings(folder, steps=5, sampler={"draws_per_clip": 2})
+    config = config.model_copy(update={"data": config.data.model_copy(update={"workers": workers})})
+    in_thread = unpacked(batches(FolderPool([f"{folder}/*"], tiny_head(), 1.0), config, first_step=1))
+    in_processes = unpacked(worker_batches(tiny_head(), config, first_step=1))
+    assert len(in_processes) == 4
+    assert all(equal_batches(a, b) for a, b in zip(in_thread, in_processes, strict=True))
+
+
+def test_a_clip_is_read_once_for_all_its_draws(pool: FolderPool, folder: Path) -> None:
+    config = settings(folder, sampler={"draws_per_clip": 4}, batch_size=3)
+    recorded = RecordedPool(pool)
+    prepare(recorded, config, Plan(config)[0])
+    order = [clip for clip, _, _ in recorded.asked]
+    changes = sum(a != b for a, b in pairwise(order))
+    assert changes == len(set(order)) - 1 == 2
+
+
+def test_damaged_pictures_are_named(tmp_path: Path) -> None:
+    clip = tiny_clip(tmp_path / "a", width=24, height=24)
+    damaged = tmp_path / "a" / "images" / "000001.jpg"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    fresh = batches(FolderPool([clip.location], tiny_head(), 1.0), settings(tmp_path))
+    with pytest.raises(SpatialAvatarError, match=r"images/000001\.jpg: the JPEG is truncated .*; restore the file"):
+        next(fresh)
+
+
+class Failing(RecordedPool):
+    """Cannot read what sample ``fails_at`` and later ones ask for."""
+
+    def __init__(self, pool: FolderPool, config: TrainConfig, fails_at: int) -> None:
+        super().__init__(pool)
+        counted = RecordedPool(pool)
+        for number in range(fails_at):
+            make_example(counted, number, config)
+        self.left = len(counted.asked)
+
+    def view(self, clip: int, frame: Any, size: int) -> View:
+        self.left -= 1
+        if self.left < 0:
+            raise SpatialAvatarError("unreadable")
+        return super().view(clip, frame, size)
+
+
+def test_an_error_comes_at_its_batch_and_ends_the_thread(pool: FolderPool, folder: Path) -> None:
+    config = settings(folder)
+    iterator = batches(Failing(pool, config, fails_at=3 * 5 + 2), config)
+    good = unpacked(islice(iterator, 3))
+    assert all(equal_batches(batch, make_batch(pool, step, config)) for step, batch in enumerate(good))
+    with pytest.raises(SpatialAvatarError, match="unreadable"):
+        next(iterator)
+    assert _threads() == []
+
+
+def test_closing_ends_the_thread_without_making_the_rest(pool: FolderPool, folder: Path) -> None:
+    recorded = RecordedPool(pool)
+    iterator = batches(recorded, settings(folder, steps=1000))
+    next(iterator)
+    assert len(_threads()) == 1
+    iterator.close()
+    assert _threads() == []
+    most_of_a_sample = 5
+    assert len(recorded.asked) <= (1 + AHEAD) * 5 * most_of_a_sample
+
+
+def unpacked(packed: Any) -> list[Batch]:
+    return [batch.unpacked() for batch in packed]
+
+
+def _threads() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name.startswith("batches")]
