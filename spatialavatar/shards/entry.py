@@ -175,7 +175,7 @@ class Rejected:
 
 
 class ShardFacts(NamedTuple):
-    """What must be known of a shard's file to read a clip out of it."""
+    """What must be known of a shard's file to check it; a clip is read without."""
 
     bytes: int
     footer_start: int  # the footer goes to the file's end

@@ -82,13 +82,13 @@ class ShardSet:
         return ClipEntry(**{name: row[name].as_py() for name in ENTRY_RULES})
 
     def facts(self, index: int) -> ShardFacts:
-        """What must be known of the clip's shard to read it with ``read_clip``, here or elsewhere."""
+        """What must be known of the clip's shard to check its file."""
         row = self._row(index)
         return ShardFacts(**{name: row[name].as_py() for name in FACT_RULES})
 
     def clip(self, index: int) -> TrackedClip:
         """Read a clip, its pictures still encoded. Raises SpatialAvatarError as ``read_clip``."""
-        return read_clip(self.location, self.facts(index), self.entry(index))
+        return read_clip(self.location, self.entry(index))
 
     def column(self, name: str) -> np.ndarray:
         """A field of every clip; texts as Python objects."""
