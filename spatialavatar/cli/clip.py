@@ -11,7 +11,7 @@ from spatialavatar.cli.console import Update, progress, resolve_head, say
 if TYPE_CHECKING:
     from spatialavatar.head import HeadModel
 
-app = typer.Typer(no_args_is_help=True, help="Tracked clips: import, synthesize, validate, inspect.")
+app = typer.Typer(no_args_is_help=True, help="Tracked clips: import, synthesize, validate, inspect, export.")
 
 Clip = Annotated[str, typer.Argument(metavar="CLIP", help="A clip's folder (or URL).")]
 Out = Annotated[str, typer.Option("--out", "-o", metavar="DIR", help="The clip's folder; made when absent.")]
@@ -22,23 +22,53 @@ Force = Annotated[bool, typer.Option("--force", help="Replace the clip in --out,
 
 @app.command("import")
 def import_(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="The folder that the tracker wrote.")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="The folder (or URL) that the tracker wrote.")],
     head: Head,
-    out: Out,
-    format: Annotated[str, typer.Option(metavar="auto|npz", help="What wrote SRC; auto looks at its files.")] = "auto",
+    out: Annotated[
+        str,
+        typer.Option("--out", "-o", metavar="DIR", help="The clip's folder, or that of several; made when absent."),
+    ],
+    format: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|gagavatar-track|imavatar|vhap|nersemble|npz",
+            help="What wrote SRC; auto looks at its files. imavatar is SplattingAvatar's too, vhap GaussianAvatars'.",
+        ),
+    ] = "auto",
     test_last: TestLast = 0,
+    keep_split: Annotated[
+        bool, typer.Option("--keep-split", help="Keep for testing what the tool's own files keep.")
+    ] = False,
     identity: Annotated[str | None, typer.Option(metavar="NAME", help="Who is seen; SRC's name when absent.")] = None,
     licence: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Licence of the pictures, kept as a note.")
     ] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option(metavar="N", help="Instants in a second; needed where SRC does not say it (else 25) or is wrong."),
+    ] = None,
+    tracking: Annotated[
+        str | None, typer.Option(metavar="DIR", help="nersemble: the folder that VHAP exported for this sequence.")
+    ] = None,
+    drop_dynamic_offsets: Annotated[
+        bool,
+        typer.Option("--drop-dynamic-offsets", help="vhap: import although the mesh also moves vertex by vertex."),
+    ] = False,
     force: Force = False,
 ) -> None:
     """Import a tracker's result as a clip.
 
-    Pictures are copied as they are.
+    Cameras, codes and the head's size come out in one convention, whatever the tool's own is. Pictures are copied as
+    they are, except where the tool put them on a background that its matte can undo.
+
+    SRC is, for gagavatar-track, the folder with img_lmdb/ and optim.pkl; for imavatar, that with flame_params.json; for
+    vhap, that with transforms.json and flame_param/; for nersemble, a sequence's, with --tracking beside it.
 
     \b
-    spatialavatar clip import tracked/anna --head flame2020.head.safetensors --test-last 350 --out clips/anna
+    spatialavatar clip import tracked/anna --head flame2020.head.safetensors --out clips/anna --test-last 350
+    spatialavatar clip import vhap/306 --head flame2023.head.safetensors --out clips/306 --keep-split
+    spatialavatar clip import nersemble/030/sequences/EMO-1-shout+laugh --tracking vhap/030_EMO-1
+        --head flame2023.head.safetensors --out clips/030
     """
     from spatialavatar.clip.header import IDENTITY_RULE, is_identity, safe_identity
     from spatialavatar.clip.importers import ImportOptions, import_clips
@@ -50,12 +80,66 @@ def import_(
         raise SpatialAvatarError(
             f"--identity {identity!r}: expected {IDENTITY_RULE}; for one, --identity {safe_identity(identity)}"
         )
+    if keep_split and test_last:
+        raise SpatialAvatarError("--keep-split takes the tool's test set, --test-last makes one: give one of them")
+    if fps is not None and not fps > 0:
+        raise SpatialAvatarError(f"--fps {fps:g}: expected a positive number")
+    if tracking is not None and format not in ("auto", "nersemble"):
+        raise SpatialAvatarError(f"--tracking {tracking}: belongs to --format nersemble, not to {format}")
     refuse_existing_clip(out, force)
-    options = ImportOptions(identity=identity, licence=licence, test_last=test_last)
+    options = ImportOptions(
+        identity=identity,
+        licence=licence,
+        fps=fps,
+        test_last=test_last,
+        keep_split=keep_split,
+        tracking=tracking,
+        drop_dynamic_offsets=drop_dynamic_offsets,
+    )
     with _progress("importing") as update:
         clips = import_clips(source, out, read_head(head), format, options, progress=update, force=force)
     for clip in clips:
         typer.echo(_summary(clip))
+        say(f"read from {clip.source.tool}: {clip.source.note}")
+
+
+@app.command()
+def export(
+    clip: Clip,
+    format: Annotated[
+        str, typer.Option(metavar="vhap|gagavatar-track", help="Whose layout; vhap is GaussianAvatars'.")
+    ],
+    out: Annotated[str, typer.Option("--out", "-o", metavar="DIR", help="The folder to write; made when absent.")],
+    head: Annotated[
+        str | None, typer.Option("--head", metavar="FILE", help="The clip's head; not needed for the built-in head.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write into a folder that holds files, over those of an earlier export.")
+    ] = False,
+) -> None:
+    """Write a clip for other programs.
+
+    As the folder that their tracker would have written: GaussianAvatars trains on vhap's, GAGAvatar is driven by
+    gagavatar-track's. What the layout cannot hold is said in numbers.
+
+    \b
+    spatialavatar clip export clips/anna --format vhap --head flame2023.head.safetensors --out anna_vhap
+    spatialavatar clip export clips/anna --format gagavatar-track --head flame2020.head.safetensors --out anna_gaga
+    """
+    from spatialavatar.clip.exporters import export_clip, refuse_export
+    from spatialavatar.clip.tracked_clip import open_clip
+
+    refuse_export(format, out, force)
+    opened = open_clip(clip)
+    model = resolve_head(opened.head, head, clip, [opened.location])
+    with _progress("exporting") as update:
+        report = export_clip(opened, format, out, model, progress=update, force=force)
+    for note in report.notes:
+        say(f"note: {note}")
+    typer.echo(
+        f"{out}: {opened.identity} for {format}, {opened.instants} instants x {opened.cameras} cameras at "
+        f"{opened.width} x {opened.height}, {report.files} files"
+    )
 
 
 @app.command()

@@ -14,7 +14,7 @@ from spatialavatar.clip import open_clip, validate_clip
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head import HeadModel, builtin_head, write_head
 from tests.builders.clips import tiny_cameras, tiny_clip, tiny_head, tiny_params, tiny_pictures
-from tests.clip.test_importers import write_source
+from tests.builders.trackers.npz import npz_folder
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def head_file(tmp_path: Path) -> str:
 
 
 def test_import_validate_inspect(tmp_path: Path, head_file: str) -> None:
-    source, out = write_source(tmp_path / "source"), str(tmp_path / "clip")
+    source, out = npz_folder(tmp_path / "source"), str(tmp_path / "clip")
     result = CliRunner().invoke(app, ["import", str(source), "--head", head_file, "--out", out, "--test-last", "2"])
     assert result.exit_code == 0, result.output
     assert "5 instants x 1 cameras at 32 x 24, 3 train, 2 test" in result.output and "importing: 5/5" in result.output
@@ -48,7 +48,7 @@ def test_validate_lists_faults_and_exits_with_2(tmp_path: Path) -> None:
     assert "2 faults" in result.stderr
 
 
-@pytest.mark.parametrize("command", ["import", "synthesize", "validate", "inspect"])
+@pytest.mark.parametrize("command", ["import", "export", "synthesize", "validate", "inspect"])
 def test_help_shows_an_example(command: str) -> None:
     result = CliRunner().invoke(app, [command, "--help"])
     assert result.exit_code == 0 and f"spatialavatar clip {command} " in result.output
@@ -127,7 +127,7 @@ def test_numbers_out_of_range_name_option_and_limit(tmp_path: Path, option: str,
 
 
 def test_identities_that_cannot_name_files(tmp_path: Path, head_file: str) -> None:
-    source = write_source(tmp_path / "source")
+    source = npz_folder(tmp_path / "source")
     for identity, suggested in (("Anna Müller", "Anna_M_ller"), ("anna\n", "anna_"), ("../x", "_x"), ("", "unnamed")):
         arguments = ["import", str(source), "--head", head_file, "--out", str(tmp_path / "a"), "--identity", identity]
         result = CliRunner().invoke(app, arguments)
@@ -141,7 +141,7 @@ def test_a_clip_is_not_replaced_unasked(tmp_path: Path, head_file: str, monkeypa
     """Refused before any work starts."""
     monkeypatch.setattr("spatialavatar.head.builtin_head", lambda: pytest.fail("worked"))
     tiny_clip(tmp_path / "anna")
-    source = write_source(tmp_path / "source")
+    source = npz_folder(tmp_path / "source")
     for arguments in (["synthesize"], ["import", str(source), "--head", head_file]):
         result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "anna")])
         assert isinstance(result.exception, SpatialAvatarError) and "replace the clip with --force" in str(

@@ -10,9 +10,10 @@ import pytest
 
 from spatialavatar import files
 from spatialavatar.clip import FrameIndex, open_clip, validate_clip
+from spatialavatar.clip.importers import import_clips
 from spatialavatar.errors import SpatialAvatarError
 from tests.builders.clips import tiny_clip, tiny_head, tiny_pictures
-from tests.clip.test_importers import import_one, write_source
+from tests.builders.trackers.npz import npz_folder
 
 STORE = "memory://replacing/anna"
 
@@ -71,13 +72,13 @@ def test_a_failed_write_leaves_the_old_clip(folder: str, error: BaseException) -
 
 
 def test_a_failed_import_leaves_the_old_clip(tmp_path: Path) -> None:
-    source = write_source(tmp_path / "source")
-    import_one(source, tmp_path / "clip", tiny_head())
+    source = npz_folder(tmp_path / "source")
+    import_clips(source, tmp_path / "clip", tiny_head())
     before = content(tmp_path / "clip")
     (source / "images/000012.jpg").unlink()
     for force in (False, True):
         with pytest.raises(SpatialAvatarError):
-            import_one(source, tmp_path / "clip", tiny_head(), force=force)
+            import_clips(source, tmp_path / "clip", tiny_head(), force=force)
         assert content(tmp_path / "clip") == before
 
 
@@ -117,7 +118,7 @@ def test_a_link_to_a_clip_stays_a_link(tmp_path: Path) -> None:
 
 
 def test_pictures_of_no_clip_are_not_overwritten(tmp_path: Path) -> None:
-    source = write_source(tmp_path / "source")
+    source = npz_folder(tmp_path / "source")
     before = content(source)
     for force in (False, True):
         with pytest.raises(SpatialAvatarError, match="holds"):

@@ -10,54 +10,11 @@ import torch
 
 from spatialavatar.clip import FrameIndex, TrackedClip, validate_clip
 from spatialavatar.clip.importers import ImportOptions, import_clips
-from spatialavatar.clip.inspect import inspect_clip
-from spatialavatar.clip.pictures import decode, encode, encoded_size
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head import HeadModel
-from tests.builders.clips import (
-    CHIN,
-    EYE_LEFT,
-    EYE_RIGHT,
-    NOSE,
-    tiny_cameras,
-    tiny_clip,
-    tiny_head,
-    tiny_params,
-    tiny_pictures,
-)
-
-WIDTH, HEIGHT, T = 32, 24, 5
-
-
-def write_source(folder: Path, *, roi: bool = True, kind: Any = "jpg", **changes: Any) -> Path:
-    """A folder as the npz importer reads it; ``changes`` replace arrays, None removes one."""
-    world_to_camera, intrinsics = tiny_cameras(T, 1, WIDTH, HEIGHT)
-    p = tiny_params(T)
-    arrays: dict[str, Any] = {
-        "frame_ids": np.arange(10, 10 + T, dtype=np.int32),
-        "image_size": np.array([WIDTH, HEIGHT], np.int32),
-        "K": intrinsics[0, 0].numpy(),
-        "w2c": world_to_camera[:, 0].numpy(),
-        "shape": p.shape[0].numpy(),
-        "expr": p.expression.numpy(),
-        "jaw": p.jaw.numpy(),
-        "eye_left": p.eyes[:, :3].numpy(),
-        "eye_right": p.eyes[:, 3:].numpy(),
-        "bbox": np.tile(np.float32([8, 6, 24, 20]), (T, 1)),
-        "fps": np.float32(30),
-        "unknown_extra": np.zeros(3),
-        **changes,
-    }
-    for name in ("images", "masks", *(["roi"] if roi else [])):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    np.savez(folder / "params.npz", **{k: v for k, v in arrays.items() if v is not None})
-    for t in range(T):
-        image, matte, region = tiny_pictures(t, 0, WIDTH, HEIGHT)
-        (folder / f"images/{10 + t:06d}.{kind}").write_bytes(encode(image, kind))
-        (folder / f"masks/{10 + t:06d}.png").write_bytes(encode(matte, "png"))
-        if roi:
-            (folder / f"roi/{10 + t:06d}.png").write_bytes(encode(region, "png"))
-    return folder
+from tests.builders.clips import CHIN, EYE_LEFT, EYE_RIGHT, NOSE, tiny_cameras, tiny_head, tiny_params, tiny_pictures
+from tests.builders.trackers.checks import check_upright_and_unmirrored
+from tests.builders.trackers.npz import HEIGHT, WIDTH, T, npz_folder
 
 
 def import_one(source: Path, out: Path, head: HeadModel, *, force: bool = False, **options: Any) -> TrackedClip:
@@ -66,7 +23,7 @@ def import_one(source: Path, out: Path, head: HeadModel, *, force: bool = False,
 
 
 def test_import(tmp_path: Path) -> None:
-    source = write_source(tmp_path / "Anna K.")
+    source = npz_folder(tmp_path / "Anna K.")
     clip = import_one(source, tmp_path / "clip", tiny_head(), test_last=2, licence="CC0")
     assert (clip.identity, clip.instants, clip.cameras, clip.fps, clip.test_from) == ("Anna_K.", T, 1, 30, 3)
     assert clip.matte_kind == "alpha" and clip.has_region and clip.source.licence == "CC0"
@@ -83,26 +40,12 @@ def test_import(tmp_path: Path) -> None:
 
 def test_left_is_right_in_the_picture(tmp_path: Path) -> None:
     head = tiny_head()
-    clip = import_one(write_source(tmp_path / "source"), head, tmp_path / "clip")
+    clip = import_one(npz_folder(tmp_path / "source"), tmp_path / "clip", head)
     check_upright_and_unmirrored(clip, head, left=EYE_LEFT, right=EYE_RIGHT, up=NOSE, down=CHIN)
 
 
-def check_upright_and_unmirrored(
-    clip: TrackedClip, head: HeadModel, *, left: int, right: int, up: int, down: int
-) -> None:
-    """The subject's left eye is on the right of the picture, the chin below the nose, the face towards the camera."""
-    frames = clip.split("all")[:: max(1, clip.instants // 20)]
-    camera = clip.camera(frames)
-    with torch.no_grad():
-        vertices = head(clip.params_at(frames))
-    pixels, depth = camera.project(head.landmarks(vertices))
-    assert (pixels[:, left, 0] > pixels[:, right, 0]).all()
-    assert (pixels[:, down, 1] > pixels[:, up, 1]).all()
-    assert (depth > 0).all() and (depth.mean(1) < camera.project(vertices)[1].mean(1)).all()
-
-
 def test_png_images_and_no_region(tmp_path: Path) -> None:
-    clip = import_one(write_source(tmp_path / "source", roi=False, kind="png"), tiny_head(), tmp_path / "clip")
+    clip = import_one(npz_folder(tmp_path / "source", roi=False, kind="png"), tmp_path / "clip", tiny_head())
     assert not clip.has_region
     expected = torch.from_numpy(tiny_pictures(2, 0, WIDTH, HEIGHT)[0]).float() / 255
     assert torch.equal(clip.frame(FrameIndex(2, 0)).image, expected)
@@ -110,7 +53,7 @@ def test_png_images_and_no_region(tmp_path: Path) -> None:
 
 def test_camera_for_each_frame(tmp_path: Path) -> None:
     k = tiny_cameras(T, 1, WIDTH, HEIGHT)[1][:, 0].numpy() * (1 + np.arange(T)[:, None, None] * [[0.01], [0.01], [0]])
-    clip = import_one(write_source(tmp_path / "source", K=k), tiny_head(), tmp_path / "clip")
+    clip = import_one(npz_folder(tmp_path / "source", K=k), tmp_path / "clip", tiny_head())
     np.testing.assert_allclose(clip.intrinsics[:, 0], k, rtol=1e-6)
 
 
@@ -134,7 +77,7 @@ def test_camera_for_each_frame(tmp_path: Path) -> None:
     ],
 )
 def test_refused_sources(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    source = write_source(tmp_path / "source", **changes)
+    source = npz_folder(tmp_path / "source", **changes)
     with pytest.raises(SpatialAvatarError, match=message) as caught:
         import_one(source, tmp_path / "clip", tiny_head())
     assert "\n" not in str(caught.value)
@@ -142,7 +85,7 @@ def test_refused_sources(tmp_path: Path, changes: dict[str, Any], message: str) 
 
 
 def test_refused_requests(tmp_path: Path) -> None:
-    source = write_source(tmp_path / "source")
+    source = npz_folder(tmp_path / "source")
     for arguments, message in (
         ({"test_last": T}, r"expected 1\.\.4"),
         ({"test_last": -1}, r"expected 1\.\.4"),
@@ -161,24 +104,6 @@ def test_refused_requests(tmp_path: Path) -> None:
     (source / "params.npz").write_bytes(b"PK\x03\x04 torn")
     with pytest.raises(SpatialAvatarError, match="not a readable npz archive"):
         import_one(source, tmp_path / "clip", tiny_head())
-
-
-def test_inspection_sheet(tmp_path: Path) -> None:
-    clip = tiny_clip(tmp_path / "clip", cameras=2, width=64, height=48)
-    shown = inspect_clip(clip, tiny_head(), tmp_path / "sheet.png", [0, FrameIndex(3, 1)])
-    assert shown == [(0, 0), (0, 1), (3, 1)]
-    data = (tmp_path / "sheet.png").read_bytes()
-    size = encoded_size(data)
-    sheet = decode(data, size.width, size.height, color=True).astype(int)
-    # the middle panel of the first row: the subject's left, orange, on the right
-    width, height = 256, 192
-    top = size.height - 3 * (height + 2)
-    panel = sheet[top : top + height, width + 2 : 2 * width + 2]
-    orange = panel[..., 0] - panel[..., 2]
-    assert orange[80:110, 140:150].mean() > 20 and orange[80:110, 106:116].mean() < -20
-    with pytest.raises(SpatialAvatarError, match="no frame at instant 9"):
-        inspect_clip(clip, tiny_head(), tmp_path / "other.png", [9])
-    assert not (tmp_path / "other.png").exists()
 
 
 @pytest.fixture(scope="module")
