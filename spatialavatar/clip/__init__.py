@@ -4,7 +4,7 @@ from spatialavatar.clip.header import ClipSource, Fault, FrameIndex
 from spatialavatar.clip.pictures import EncodedFrame
 from spatialavatar.clip.tracked_clip import Frame, TrackedClip, open_clip
 from spatialavatar.clip.validate import validate_clip
-from spatialavatar.clip.writer import write_clip, write_synthetic
+from spatialavatar.clip.writer import save_clip, write_clip, write_synthetic
 
 __all__ = [
     "ClipSource",
@@ -14,6 +14,7 @@ __all__ = [
     "FrameIndex",
     "TrackedClip",
     "open_clip",
+    "save_clip",
     "validate_clip",
     "write_clip",
     "write_synthetic",
