@@ -9,9 +9,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from spatialavatar import files
+from spatialavatar.clip.importers.gagavatar_track import is_gagavatar_track, open_gagavatar_track
 from spatialavatar.clip.importers.imavatar import is_imavatar, open_imavatar
 from spatialavatar.clip.importers.npz import is_npz, open_npz
 from spatialavatar.clip.importers.options import ImportOptions
+from spatialavatar.clip.importers.vhap import is_vhap, open_vhap
 from spatialavatar.clip.tracked_clip import Progress, TrackedClip
 from spatialavatar.clip.writer import save_clip
 from spatialavatar.errors import SpatialAvatarError
@@ -28,7 +30,9 @@ class Importer(NamedTuple):
 
 FORMATS: dict[str, Importer] = {
     "npz": Importer(is_npz, open_npz, "params.npz and images/"),
+    "gagavatar-track": Importer(is_gagavatar_track, open_gagavatar_track, "img_lmdb/ beside optim.pkl or smoothed.pkl"),
     "imavatar": Importer(is_imavatar, open_imavatar, "flame_params.json beside image/ or images/"),
+    "vhap": Importer(is_vhap, open_vhap, "transforms*.json and flame_param/ or canonical_flame_param.npz"),
 }
 
 
