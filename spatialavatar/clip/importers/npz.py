@@ -91,7 +91,13 @@ def _read(location: str) -> dict[str, np.ndarray]:
     for name, array in arrays.items():
         if array.dtype.kind not in "iuf":
             raise SpatialAvatarError(f"{location}: {name} is {array.dtype}, expected numbers")
-        arrays[name] = array.astype(np.int64 if name in ("frame_ids", "image_size") else np.float32)
+        if name in ("frame_ids", "image_size"):
+            if not (np.abs(array) < 1e9).all():
+                raise SpatialAvatarError(f"{location}: {name} must hold whole numbers")
+            arrays[name] = array.astype(np.int64)
+        else:
+            with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite, which the clip's check refuses
+                arrays[name] = array.astype(np.float32)
     missing = [name for name in _REQUIRED if name not in arrays]
     if missing:
         raise SpatialAvatarError(f"{location}: lacks {', '.join(missing)}; expected {', '.join(_REQUIRED)}")
