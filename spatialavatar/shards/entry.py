@@ -200,7 +200,8 @@ class ShardRecord:
         return ShardFacts(self.bytes, self.footer_start, self.footer_crc32)
 
     def to_json(self) -> dict[str, Any]:
-        return {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+        value = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+        return value | {name: list(value[name]) for name in ("entries", "rejected")}
 
     @staticmethod
     def from_json(value: Any, name: str) -> "ShardRecord":

@@ -97,14 +97,12 @@ class ShardWriter:
             start = columns[0].data_page_offset
             end = start + sum(column.total_compressed_size for column in columns)
             data = files.read_range(self.local, start, end)
-            _read_row(
-                data, header.instants * header.cameras
-            )  # another release of Parquet's writer may lay rows out in another way
+            # fails here, not later, where another release of Parquet's writer lays rows out in another way
+            _read_row(data, header.instants * header.cameras)
             entries.append(ClipEntry.of(key, header, self.shard, i, start, end, zlib.crc32(data)))
         footer_start = size - 8 - int.from_bytes(files.read_range(self.local, size - 8, size - 4), "little")
-        return tuple(entries), ShardFacts(
-            size, footer_start, zlib.crc32(files.read_range(self.local, footer_start, size))
-        )
+        footer = files.read_range(self.local, footer_start, size)
+        return tuple(entries), ShardFacts(size, footer_start, zlib.crc32(footer))
 
     def abandon(self) -> None:
         """Close and remove the unfinished file."""
