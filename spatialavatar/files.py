@@ -17,6 +17,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -32,6 +33,10 @@ Location = str | os.PathLike[str]
 
 TEMPORARY = ".tmp"  # ending of a file that is being written
 RETRY_AFTER = (0.2, 1.0, 4.0, 15.0, 30.0)  # seconds before a store is asked again
+# One repeat by the client, for parts of an upload; its own loops, one in another, would take an hour to give up.
+S3_CLIENT: dict[str, Any] = {"retries": {"mode": "standard", "total_max_attempts": 2}, "read_timeout": 15}
+_PART = 32 << 20  # bytes of a large file that are fetched, and on failure fetched again, in one request
+_THREADS = 8  # files of a folder that are fetched at once
 _METADATA_KEY = "spatialavatar"
 _LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
 _LARGEST_NPZ = 2 << 30  # bytes of the file, and of the arrays in it; the largest known (an ICT head) is under 0.1e9
@@ -71,19 +76,23 @@ def exists(location: Location) -> bool:
 
 def is_folder(location: Location) -> bool:
     fs, path = _filesystem(location)
-    return bool(_asked(location, lambda: fs.isdir(path)))
+
+    def has_type() -> bool:
+        try:  # not isdir, which on a store lists all that the folder holds
+            return bool(fs.info(path)["type"] == "directory")
+        except FileNotFoundError:
+            return False
+
+    return bool(_asked(location, (lambda: fs.isdir(path)) if is_local(location) else has_type))
 
 
 def list_folder(location: Location) -> list[str]:
-    """Names (not paths) in a folder, sorted; an absent folder is empty."""
+    """Names (not paths) in a folder, sorted; an absent folder is empty, an absent bucket an error."""
     fs, path = _filesystem(location)
 
     def names() -> list[str]:
-        try:
-            listed = fs.ls(path, detail=False)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return sorted({name.rstrip("/").rsplit("/", 1)[-1] for name in listed if name.rstrip("/") != path.rstrip("/")})
+        listed = _listed(fs, path, location, detail=False)
+        return sorted({name.rsplit("/", 1)[-1] for name, _ in listed})
 
     return _asked(location, names)
 
@@ -93,19 +102,25 @@ def list_folders_and_files(location: Location) -> tuple[list[str], list[str]]:
     fs, path = _filesystem(location)
 
     def names() -> tuple[list[str], list[str]]:
-        try:
-            listed = fs.ls(path, detail=True)
-        except (FileNotFoundError, NotADirectoryError):
-            return [], []
         found: tuple[set[str], set[str]] = (set(), set())
-        for item in listed:
-            full = item["name"].rstrip("/")
-            if full != path.rstrip("/"):
-                folder = item["type"] == "directory" or (item["type"] != "file" and fs.isdir(full))
-                found[0 if folder else 1].add(full.rsplit("/", 1)[-1])
+        for name, type_of in _listed(fs, path, location, detail=True):
+            folder = type_of == "directory" or (type_of != "file" and fs.isdir(name))
+            found[0 if folder else 1].add(name.rsplit("/", 1)[-1])
         return sorted(found[0]), sorted(found[1])
 
     return _asked(location, names)
+
+
+def _listed(fs: fsspec.AbstractFileSystem, path: str, location: Location, detail: bool) -> list[tuple[str, str]]:
+    """Paths in a folder and, with ``detail``, their types."""
+    try:
+        listed = fs.ls(path, detail=detail)
+    except (FileNotFoundError, NotADirectoryError) as e:
+        if _answer(e)[1] == "NoSuchBucket":
+            raise SpatialAvatarError(f"{location}: no such bucket; check its name") from None
+        return []
+    items = [(item["name"], item["type"]) if detail else (item, "") for item in listed]
+    return [(name.rstrip("/"), type_of) for name, type_of in items if name.rstrip("/") != path.rstrip("/")]
 
 
 def size(location: Location) -> int:
@@ -119,12 +134,11 @@ def read_bytes(location: Location, max_bytes: int | None = None) -> bytes:
     fs, path = _filesystem(location)
 
     def read() -> bytes:
-        with fs.open(path, "rb") as f:
-            if max_bytes is not None and (size := fs.size(path)) is not None and size > max_bytes:
-                raise SpatialAvatarError(
-                    f"{location}: {size} bytes, such files are read up to {max_bytes}; is this the right file?"
-                )
-            return bytes(f.read())
+        if max_bytes is not None and (size := fs.size(path)) is not None and size > max_bytes:
+            raise SpatialAvatarError(
+                f"{location}: {size} bytes, such files are read up to {max_bytes}; is this the right file?"
+            )
+        return bytes(fs.cat_file(path))
 
     return _asked(location, read)
 
@@ -134,8 +148,12 @@ def read_start(location: Location, count: int) -> bytes:
     fs, path = _filesystem(location)
 
     def read() -> bytes:
-        with fs.open(path, "rb") as f:
-            return bytes(f.read(count))
+        try:
+            return bytes(fs.cat_file(path, start=0, end=count))[:count]  # fs.open would read 50 MB ahead on a store
+        except Exception as e:
+            if _answer(e)[0] == 416:  # of an empty file a store refuses every range
+                return b""
+            raise
 
     return _asked(location, read)
 
@@ -148,7 +166,12 @@ def read_range(location: Location, start: int, end: int) -> bytes:
     fs, path = _filesystem(location)
 
     def read() -> bytes:
-        data = bytes(fs.cat_file(path, start=start, end=end))
+        try:
+            data = bytes(fs.cat_file(path, start=start, end=end))
+        except Exception as e:
+            if _answer(e)[0] != 416:  # the file ends before the range begins
+                raise
+            data = b""
         if len(data) != end - start:
             if (length := fs.size(path)) < end:
                 raise SpatialAvatarError(f"{location}: ends after {length} bytes, {end} were expected; it is truncated")
@@ -167,14 +190,38 @@ def local_copy(location: Location) -> Iterator[Path]:
         yield local_path(location)
         return
     fs, path = _filesystem(location)
+    path = path.rstrip("/")
+
+    def found() -> dict[str, int | None]:
+        info = fs.info(path)
+        if info["type"] != "directory":
+            return {path: info["size"]}
+        # a name that ends so only marks a folder
+        return {name: i["size"] for name, i in fs.find(path, detail=True).items() if not name.endswith("/")}
+
     with tempfile.TemporaryDirectory(prefix="spatialavatar-") as folder:
-        target = Path(folder, path.rstrip("/").rsplit("/", 1)[-1])
+        target = Path(folder, path.rsplit("/", 1)[-1])
 
-        def fetch() -> None:
-            fs.get(path, str(target), recursive=bool(fs.isdir(path)))
+        def fetch(item: tuple[str, int | None]) -> None:
+            inside = item[0].removeprefix(path)
+            if ".." in inside.split("/"):
+                raise SpatialAvatarError(f"{location}: holds a name that leads out of it, {inside}; rename that file")
+            _fetch(os.fspath(location).rstrip("/") + inside, item[1], Path(f"{target}{inside}"))
 
-        _asked(location, fetch)
+        with ThreadPoolExecutor(_THREADS) as threads:
+            for _ in threads.map(fetch, _asked(location, found).items()):
+                pass
         yield target
+
+
+def _fetch(location: str, size: int | None, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target, "wb") as f:
+        if size is None:  # some web servers do not say
+            f.write(read_bytes(location))
+        else:
+            for start in range(0, size, _PART):
+                f.write(read_range(location, start, min(start + _PART, size)))
 
 
 def write_bytes(location: Location, data: bytes) -> None:
@@ -186,10 +233,10 @@ def write_bytes(location: Location, data: bytes) -> None:
     fs, path = _filesystem(location)
 
     def write() -> None:
-        fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        _make_parents(fs, path)
         fs.pipe_file(path, data)
 
-    _asked(location, write)
+    _asked(location, write, "no such bucket or folder")
 
 
 def move_into_place(local: Path, location: Location) -> None:
@@ -198,6 +245,8 @@ def move_into_place(local: Path, location: Location) -> None:
         target = local_path(location)
         target.parent.mkdir(parents=True, exist_ok=True)
         if os.stat(local).st_dev == os.stat(target.parent).st_dev:
+            with open(local, "rb") as source:
+                os.fsync(source.fileno())
             os.chmod(local, 0o666 & ~_umask())
             os.replace(local, target)
             return
@@ -207,11 +256,17 @@ def move_into_place(local: Path, location: Location) -> None:
         fs, path = _filesystem(location)
 
         def upload() -> None:
-            fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+            _make_parents(fs, path)
             fs.put_file(str(local), path)
 
-        _asked(location, upload)
+        _asked(location, upload, "no such bucket or folder")
     local.unlink()
+
+
+def _make_parents(fs: fsspec.AbstractFileSystem, path: str) -> None:
+    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    if not protocols & {"s3", "gs", "gcs", "abfs", "az"}:  # these have no folders, and would make a misspelt bucket
+        fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
 
 
 @contextlib.contextmanager
@@ -311,13 +366,11 @@ def tensors_of(data: bytes, location: Location) -> tuple[dict[str, np.ndarray], 
 
 def read_tensor_metadata(location: Location) -> dict[str, str]:
     """Our metadata of a safetensors file (none in others' files); reads its header alone."""
-    fs, path = _filesystem(location)
-
-    def read() -> dict[str, str]:
-        with fs.open(path, "rb") as f:
-            return _tensor_metadata(location, f)
-
-    return _asked(location, read)
+    start = read_start(location, 1 << 16)
+    length = 8 + int.from_bytes(start[:8], "little")
+    if len(start) < length <= _LARGEST_HEADER:
+        start = read_start(location, length)
+    return _tensor_metadata(location, io.BytesIO(start))
 
 
 def _tensor_metadata(location: Location, stream: IO[bytes]) -> dict[str, str]:
@@ -388,36 +441,46 @@ def refuse_existing(location: Location, force: bool = False) -> None:
 
 def _filesystem(location: Location) -> tuple[fsspec.AbstractFileSystem, str]:
     text = os.fspath(location)
-    # a listing that this process remembers would hide what others write
-    options = {} if is_local(text) or text.startswith("memory:") else {"use_listings_cache": False}
+    protocol = fsspec.core.split_protocol(text)[0]
+    options: dict[str, Any] = {}
+    if not (is_local(text) or protocol == "memory"):
+        options["use_listings_cache"] = False  # what this process remembers would hide what others write
+    if protocol in ("s3", "s3a"):
+        given = fsspec.config.conf.get(protocol, {}).get("config_kwargs", {})
+        options |= {"config_kwargs": {**given, **S3_CLIENT}, "max_concurrency": 1}
     try:
         fs, path = fsspec.core.url_to_fs(text, **options)
     except (ImportError, ValueError) as e:
         raise SpatialAvatarError(f"{location}: no way to open such a URL here ({e})") from None
+    if protocol in ("s3", "s3a"):
+        fs.retries = 1
     return fs, path
 
 
-def _asked(location: Location, request: Callable[[], T]) -> T:
+def _asked(location: Location, request: Callable[[], T], missing: str = "no such file") -> T:
     """What a file system answers; a store that fails as networks and busy servers do is asked again.
 
-    This comes on top of the store client's own retries, which do not cover every failure. Raises SpatialAvatarError.
+    Raises SpatialAvatarError: at once where asking again is of no use, else after about a minute, or, of a store that
+    takes requests and never answers, after four.
     """
     tries = 1 if is_local(location) else len(RETRY_AFTER) + 1
     for attempt in range(tries):
         try:
             return request()
         except FileNotFoundError:
-            raise SpatialAvatarError(f"{location}: no such file") from None
+            raise SpatialAvatarError(f"{location}: {missing}") from None
         except IsADirectoryError:
             raise SpatialAvatarError(f"{location}: is a folder, a file was expected") from None
-        except (SpatialAvatarError, MemoryError):
+        except (SpatialAvatarError, MemoryError, TypeError, AttributeError):
             raise
         except Exception as e:  # every store's client has exceptions of its own
             if is_local(location):
                 raise
             reason = ascii(str(e) or type(e).__name__)[1:-1][:200]
-            if isinstance(e, PermissionError) or "credential" in reason.lower():
-                raise StoreError(f"{location}: the store refuses access ({reason}); check the keys") from None
+            if _refused(e):
+                raise StoreError(
+                    f"{location}: the store refuses access ({reason}); check the address and the keys"
+                ) from None
             if attempt == tries - 1:
                 raise StoreError(
                     f"{location}: the store did not answer after {tries} tries ({reason}); check the network and the "
@@ -425,6 +488,38 @@ def _asked(location: Location, request: Callable[[], T]) -> T:
                 ) from None
             time.sleep(RETRY_AFTER[attempt] * random.uniform(0.5, 1.0))
     raise AssertionError("unreachable")
+
+
+_BOTOCORE_REFUSALS = (
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "ProfileNotFound",
+    "NoRegionError",
+    "ParamValidationError",
+)
+
+
+def _answer(error: BaseException) -> tuple[int, str]:
+    """HTTP status and code in a store client's error; 0 and nothing when it has none."""
+    for e in (error, error.__cause__):  # s3fs keeps botocore's as the cause
+        response = getattr(e, "response", None)
+        if isinstance(response, dict):
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            return int(status), str(response.get("Error", {}).get("Code", ""))
+    status = getattr(error, "status", getattr(error, "code", 0))  # aiohttp's and Google's
+    return status if isinstance(status, int) else 0, ""
+
+
+def _refused(error: Exception) -> bool:
+    """Whether the same request would fail again: bad keys, no rights, an impossible name."""
+    if isinstance(error, (PermissionError, FileExistsError, NotADirectoryError, ValueError)):
+        return True
+    if type(error).__name__ in _BOTOCORE_REFUSALS:
+        return True
+    status, code = _answer(error)
+    # sums that do not match and bodies that end early are the network's doing
+    passing = ("RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "OperationAborted")
+    return 400 <= status < 500 and status not in (408, 409, 425, 429) and code not in passing
 
 
 def _umask() -> int:

@@ -1,6 +1,7 @@
 """A store and a cluster for the tests that need one: each starts at its first use and serves the whole run."""
 
 import importlib.util
+import logging
 import os
 import shutil
 import tempfile
@@ -69,7 +70,7 @@ def ray_cluster(request: pytest.FixtureRequest) -> Iterator[str]:
             object_store_memory=120 * 2**20,
             _temp_dir=folder,
             log_to_driver=False,
-            logging_level="error",
+            logging_level=logging.ERROR,
         )
         yield ray.get_runtime_context().gcs_address
     finally:

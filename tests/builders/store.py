@@ -6,6 +6,7 @@ A fault waits for the requests that match it, strikes as often as it is told to,
 import contextlib
 import functools
 import os
+import socket
 import threading
 import time
 import uuid
@@ -107,6 +108,14 @@ class FaultyStore:
         opener.open(urllib.request.Request(f"{self.url}/{name}", method="PUT")).close()
         return f"s3://{name}"
 
+    def put(self, location: str, data: bytes) -> None:
+        """Put an object there at once, past all clients and faults."""
+        from moto.core import DEFAULT_ACCOUNT_ID
+        from moto.s3.models import s3_backends
+
+        bucket, key = location.removeprefix("s3://").split("/", 1)
+        s3_backends[DEFAULT_ACCOUNT_ID]["aws"].put_object(bucket, key, data)
+
     @functools.cached_property
     def _moto(self) -> Callable[..., Iterable[bytes]]:
         from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
@@ -138,6 +147,7 @@ class FaultyStore:
             return self._cut(fault, environ, start_response)
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         if fault.kind == "drop":
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             raise ConnectionResetError("dropped as told")
         code = _CODES.get(fault.status, "BadRequest")
         body = (
