@@ -35,10 +35,17 @@ def fitted(width: int, height: int, size: int) -> tuple[int, int, int, int]:
 def square_picture(clip: TrackedClip, index: FrameIndex, size: int) -> SquarePicture:
     """A frame of a clip, in 8 bits as on disk. Raises SpatialAvatarError for one that cannot be read."""
     left, top, width, height = fitted(clip.width, clip.height, size)
-    frame = clip.frame(index, width, height)
-    image = (frame.image * 255).round().byte().numpy()
-    matte = (frame.matte * 255).round().byte().numpy()
-    region = frame.region.byte().numpy()
+    if (width, height) == (clip.width, clip.height):
+        image, alpha, counts = clip.pixels(index)
+        matte = np.full((height, width), 255, np.uint8) if alpha is None else alpha
+        region = np.ones((height, width), np.uint8) if counts is None else (counts >= 128).view(np.uint8)
+    else:
+        frame = clip.frame(index, width, height)
+        image = (frame.image * 255).round().byte().numpy()
+        matte = (frame.matte * 255).round().byte().numpy()
+        region = frame.region.byte().numpy()
+    if width == height:
+        return SquarePicture(image, matte, region.view(bool))
     bars = (top, size - height - top, left, size - width - left)
     square = [cv2.copyMakeBorder(a, *bars, cv2.BORDER_CONSTANT, value=0) for a in (image, matte, region)]
     return SquarePicture(square[0], square[1], square[2].astype(bool))

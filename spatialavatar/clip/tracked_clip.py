@@ -8,12 +8,12 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from spatialavatar import files
@@ -38,6 +38,14 @@ from spatialavatar.splat.camera import Camera
 Split = Literal["train", "test", "view", "all"]
 Frames = FrameIndex | Sequence[FrameIndex]
 Progress = Callable[[int, int], None]  # frames done, frames in all
+
+
+class FramePixels(NamedTuple):
+    """One frame as it is stored. The image is straight (not multiplied by the matte)."""
+
+    image: UInt8[np.ndarray, "H W 3"]
+    matte: UInt8[np.ndarray, "H W"] | None  # alpha
+    region: UInt8[np.ndarray, "H W"] | None  # 255 where losses and metrics count
 
 
 @dataclass(frozen=True)
@@ -170,34 +178,45 @@ class TrackedClip:
 
         Raises SpatialAvatarError naming the file that is missing, damaged or of another size than clip.json says.
         """
+        image, matte, region = (
+            None if pixels is None else pixels.astype(np.float32) / 255 for pixels in self.pixels(index)
+        )
+        assert image is not None
+        size = (self.width if width is None else width, self.height if height is None else height)
+        if matte is None:
+            matte = np.ones(size[::-1], np.float32)
+            image = _resize(image, size)
+        else:
+            full = matte
+            matte = _resize(full, size)
+            if matte is not full:
+                weighted, plain = _resize(image * full[..., None], size), _resize(image, size)
+                visible = matte[..., None] > 1e-6
+                image = np.where(visible, weighted / np.where(visible, matte[..., None], 1), plain).clip(0, 1)
+        region = np.ones(size[::-1], np.float32) if region is None else (_resize(region, size) >= 0.5)
+        return Frame(torch.from_numpy(image), torch.from_numpy(matte), torch.from_numpy(region.astype(np.float32)))
+
+    def pixels(self, index: FrameIndex) -> FramePixels:
+        """Read and decode one frame as it is stored.
+
+        Raises SpatialAvatarError naming the file that is missing, damaged or of another size than clip.json says.
+        """
         encoded = self.encoded(index)
 
-        def pixels(picture: Picture, data: bytes) -> np.ndarray:
+        def decoded(picture: Picture, data: bytes | None) -> np.ndarray | None:
+            if data is None:
+                return None
             try:
-                return decode(data, self.width, self.height, color=picture == "images").astype(np.float32) / 255
+                return decode(data, self.width, self.height, color=picture == "images")
             except ValueError as e:
                 location = files.join(self.location, self.header.frame_file(picture, index))
                 raise SpatialAvatarError(
                     f"{location}: {e}; restore the file or import the clip again ('clip validate' lists every fault)"
                 ) from None
 
-        size = (self.width if width is None else width, self.height if height is None else height)
-        image = pixels("images", encoded.image)
-        if encoded.matte is None:
-            matte = np.ones(size[::-1], np.float32)
-            image = _resize(image, size)
-        else:
-            full = pixels("masks", encoded.matte)
-            matte = _resize(full, size)
-            if matte is not full:
-                weighted, plain = _resize(image * full[..., None], size), _resize(image, size)
-                visible = matte[..., None] > 1e-6
-                image = np.where(visible, weighted / np.where(visible, matte[..., None], 1), plain).clip(0, 1)
-        if encoded.region is None:
-            region = np.ones(size[::-1], np.float32)
-        else:
-            region = (_resize(pixels("roi", encoded.region), size) >= 0.5).astype(np.float32)
-        return Frame(torch.from_numpy(image), torch.from_numpy(matte), torch.from_numpy(region))
+        image = decoded("images", encoded.image)
+        assert image is not None
+        return FramePixels(image, decoded("masks", encoded.matte), decoded("roi", encoded.region))
 
     def require_head(self, head: HeadModel) -> None:
         """Raises SpatialAvatarError when the clip was tracked with another head model than ``head``."""
