@@ -9,8 +9,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from spatialavatar import files
+from spatialavatar.clip.header import safe_identity
 from spatialavatar.clip.importers.gagavatar_track import is_gagavatar_track, open_gagavatar_track
 from spatialavatar.clip.importers.imavatar import is_imavatar, open_imavatar
+from spatialavatar.clip.importers.nersemble import is_nersemble, open_nersemble
 from spatialavatar.clip.importers.npz import is_npz, open_npz
 from spatialavatar.clip.importers.options import ImportOptions
 from spatialavatar.clip.importers.vhap import is_vhap, open_vhap
@@ -33,6 +35,7 @@ FORMATS: dict[str, Importer] = {
     "gagavatar-track": Importer(is_gagavatar_track, open_gagavatar_track, "img_lmdb/ beside optim.pkl or smoothed.pkl"),
     "imavatar": Importer(is_imavatar, open_imavatar, "flame_params.json beside image/ or images/"),
     "vhap": Importer(is_vhap, open_vhap, "transforms*.json and flame_param/ or canonical_flame_param.npz"),
+    "nersemble": Importer(is_nersemble, open_nersemble, "calibration/ and sequences/, or a sequence's images/"),
 }
 
 
@@ -77,12 +80,16 @@ def import_clips(
 ) -> list[TrackedClip]:
     """Write the clips of a tracker's folder: a single one as ``out``, several into ``out`` by their identities.
 
+    Where identities recur, the clips' own names follow them.
+
     Raises SpatialAvatarError as ``open_source`` and ``save_clip``, and for several clips of equal identity.
     """
     if _same_folder(source, out):
         raise SpatialAvatarError(f"{out}: is the source folder; name another output folder")
     clips = open_source(source, head, format, options)
     names = [clip.identity for clip in clips]
+    if len(set(names)) < len(names):  # several sequences of one person
+        names = [f"{clip.identity}_{safe_identity(clip.location.rsplit('/', 1)[-1])}" for clip in clips]
     if len(set(names)) < len(names):
         raise SpatialAvatarError(f"{source}: holds several clips of one identity; import them one by one")
     places = [files.join(out, name) for name in names] if len(clips) > 1 else [out]

@@ -220,9 +220,9 @@ def _entry(
         raise SpatialAvatarError(f"{where} is {width:g} x {height:g} pixels, expected whole numbers to {LARGEST_SIDE}")
     sequence, image = _member(folder, fields.frame.get("file_path"), location, siblings)
     matte = fields.frame.get("fg_mask_path")
-    number, name = fields.whole("timestep_index_original"), fields.name("timestep_id")
-    if number is None and name.isascii() and name.isdigit() and len(name) < 10:
-        number = int(name)
+    name = fields.name("timestep_id")
+    numbered = name.isascii() and name.isdigit() and len(name) < 10
+    number = int(name) if numbered else fields.whole("timestep_index_original")
     focal = fields.number("fl_x")
     angle = fields.number("camera_angle_x")
     if focal is None and angle is None:

@@ -32,8 +32,13 @@ class VhapTake:
     camera_ids: list[str]
     images: np.ndarray  # [T C H W 3] uint8, straight
     mattes: np.ndarray  # [T C H W] uint8
-    first_number: int = 0  # timestep_index_original of the first
+    numbers: list[int]  # timestep_index_original
     extra: dict[str, Any] = field(default_factory=dict)  # changes of every frame's fields; None removes one
+
+    @property
+    def size(self) -> tuple[int, int]:
+        height, width = self.mattes.shape[2:]
+        return width, height
 
     @property
     def timesteps(self) -> int:
@@ -74,7 +79,7 @@ class VhapTake:
                 x, y, z = (points[t] @ to_camera[:3, :3].T + to_camera[:3, 3]).T
                 right = self.centre[c, 0] + self.focal[c, 0] * x / -z
                 above_lower_edge = self.centre[c, 1] + self.focal[c, 1] * y / -z
-                pixels[t, c] = np.stack([right, HEIGHT - above_lower_edge], -1)
+                pixels[t, c] = np.stack([right, self.size[1] - above_lower_edge], -1)
         return pixels
 
     def composites(self) -> np.ndarray:
@@ -83,21 +88,22 @@ class VhapTake:
 
     def frame(self, t: int, c: int, prefix: str = "", timestep: int | None = None) -> dict[str, Any]:
         fl_x, fl_y = self.focal[c]
+        width, height = self.size
         index = t if timestep is None else timestep
         frame = {
             "timestep_index": index,
-            "timestep_index_original": self.first_number + t,
-            "timestep_id": f"{self.first_number + t:06d}",
+            "timestep_index_original": self.numbers[t],
+            "timestep_id": f"{self.numbers[t]:06d}",
             "camera_index": c,
             "camera_id": self.camera_ids[c],
             "cx": self.centre[c, 0],
             "cy": self.centre[c, 1],
             "fl_x": fl_x,
             "fl_y": fl_y,
-            "h": HEIGHT,
-            "w": WIDTH,
-            "camera_angle_x": 2 * math.atan(WIDTH / (2 * fl_x)),
-            "camera_angle_y": 2 * math.atan(HEIGHT / (2 * fl_y)),
+            "h": height,
+            "w": width,
+            "camera_angle_x": 2 * math.atan(width / (2 * fl_x)),
+            "camera_angle_y": 2 * math.atan(height / (2 * fl_y)),
             "transform_matrix": self.camera_to_world[t, c].tolist(),
             "file_path": f"{prefix}images/{t:05d}_{c:02d}.png",
             "fg_mask_path": f"{prefix}fg_masks/{t:05d}_{c:02d}.png",
@@ -174,7 +180,14 @@ def read_listing(folder: Path, name: str = "transforms.json") -> dict[str, Any]:
     return json.loads((folder / name).read_text())
 
 
-def vhap_take(timesteps: int = 4, cameras: int = 2, seed: int = 0, static_offset: bool = True) -> VhapTake:
+def vhap_take(
+    timesteps: int = 4,
+    cameras: int = 2,
+    seed: int = 0,
+    static_offset: bool = True,
+    width: int = WIDTH,
+    height: int = HEIGHT,
+) -> VhapTake:
     """A head that turns, talks and looks around before cameras on an arc; nothing is in the middle or symmetric."""
     rng = np.random.default_rng(seed)
     head = flame_head()
@@ -196,23 +209,26 @@ def vhap_take(timesteps: int = 4, cameras: int = 2, seed: int = 0, static_offset
         turn = cv2.Rodrigues(np.array([0, yaw, 0.0]))[0] @ cv2.Rodrigues(np.array([-pitch, 0, 0]))[0]
         poses[:, c, :3, :3] = turn
         poses[:, c, :3, 3] = turn @ [0, 0, 0.7]  # looking along -z at the origin
-    focal = np.stack([[88 + 2 * c, 91 + c] for c in range(cameras)]).astype(float)
-    centre = np.stack([[WIDTH / 2 + 1.5, HEIGHT / 2 + 3 + c] for c in range(cameras)])
-    images, mattes = zip(*[_picture(t, c, centre[c]) for t in range(timesteps) for c in range(cameras)])
+    unit = min(width, height) / 48
+    focal = unit * np.stack([[88 + 2 * c, 91 + c] for c in range(cameras)])
+    centre = np.stack([[width / 2 + 1.5 * unit, height / 2 + (3 + c) * unit] for c in range(cameras)])
+    every = [(t, c) for t in range(timesteps) for c in range(cameras)]
+    images, mattes = zip(*[_picture(t, c, centre[c], width, height) for t, c in every])
     return VhapTake(
         params={name: value.astype(np.float32).astype(np.float64) for name, value in params.items()},
         camera_to_world=poses,
         focal=focal,
         centre=centre,
         camera_ids=[f"{222200040 + c}" for c in range(cameras)] if cameras > 1 else ["0"],
-        images=np.stack(images).reshape(timesteps, cameras, HEIGHT, WIDTH, 3),
-        mattes=np.stack(mattes).reshape(timesteps, cameras, HEIGHT, WIDTH),
+        images=np.stack(images).reshape(timesteps, cameras, height, width, 3),
+        mattes=np.stack(mattes).reshape(timesteps, cameras, height, width),
+        numbers=list(range(timesteps)),
     )
 
 
-def _picture(t: int, c: int, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
-    image = np.stack([40 + 160 * x / WIDTH, 30 + 150 * y / HEIGHT, np.full_like(x, 20 + 23 * ((3 * t + c) % 9))], -1)
-    distance = np.hypot(x - centre[0], y - (HEIGHT - centre[1])) / (0.36 * HEIGHT)
+def _picture(t: int, c: int, centre: np.ndarray, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+    y, x = np.mgrid[:height, :width] + 0.5
+    image = np.stack([40 + 160 * x / width, 30 + 150 * y / height, np.full_like(x, 20 + 23 * ((3 * t + c) % 9))], -1)
+    distance = np.hypot(x - centre[0], y - (height - centre[1])) / (0.36 * min(width, height))
     matte = np.clip((1 - distance) * 4 + 0.5, 0, 1)
     return image.astype(np.uint8), (matte * 255).astype(np.uint8)
