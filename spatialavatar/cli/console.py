@@ -28,7 +28,7 @@ BackgroundOption = Annotated[str, typer.Option(help="Colour behind the head: whi
 
 
 class Update(Protocol):
-    def __call__(self, done: int, note: str = "") -> None: ...
+    def __call__(self, done: int, note: str = "", total: int | None = None) -> None: ...  # when it has changed
 
 
 @contextmanager
@@ -47,22 +47,24 @@ def progress(title: str, total: int) -> Iterator[Update]:
         )
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task(title, total=total, note="")
-            yield lambda done, note="": bar.update(task, completed=done, note=note)
+            yield lambda done, note="", total=None: bar.update(task, completed=done, note=note, total=total)
         return
 
     began = last = time.monotonic()
+    expected = total
     first: tuple[float, int] | None = None  # when and where work began: a resumed run does not begin at 0
 
-    def line(done: int, note: str = "") -> None:
-        nonlocal first, last
+    def line(done: int, note: str = "", total: int | None = None) -> None:
+        nonlocal first, last, expected
+        expected = total or expected
         now = time.monotonic()
         first = first or (now, done)
-        if done >= total or now - last >= SECONDS_BETWEEN_LINES:
+        if done >= expected or now - last >= SECONDS_BETWEEN_LINES:
             last = now
             left = ""
             if done > first[1]:
-                left = f", {(now - first[0]) / (done - first[1]) * (total - done):.0f} s left"
-            print(f"{title}: {done}/{total}, {now - began:.0f} s{left}  {note}".rstrip(), file=sys.stderr)
+                left = f", {(now - first[0]) / (done - first[1]) * (expected - done):.0f} s left"
+            print(f"{title}: {done}/{expected}, {now - began:.0f} s{left}  {note}".rstrip(), file=sys.stderr)
 
     yield line
 
