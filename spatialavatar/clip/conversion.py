@@ -18,7 +18,6 @@ from spatialavatar.clip.pictures import EncodedFrame, decode, encode
 from spatialavatar.clip.tracked_clip import TrackedClip
 from spatialavatar.errors import SpatialAvatarError
 
-
 ImageFormat = Literal["jpg", "png"]
 
 
