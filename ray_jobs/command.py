@@ -1,0 +1,42 @@
+"""What the entry points share towards the user: errors as one line, exit codes, signals."""
+
+import os
+import signal
+import sys
+from types import FrameType
+
+import typer
+
+from spatialavatar.errors import SpatialAvatarError
+
+
+def run(app: typer.Typer, name: str) -> None:
+    """Exit codes as of the ``spatialavatar`` command: 0 done, 2 the user's input, 1 our fault, 130 interrupted."""
+    try:
+        app(prog_name=f"python -m {name}")
+    except SpatialAvatarError as e:
+        _fail(str(e), 2)
+    except KeyboardInterrupt:
+        _fail("interrupted; run the same command again to go on", 130)
+    except OSError as e:
+        where = e.filename2 or e.filename or "output"
+        _fail(f"{where}: {(e.strerror or str(e)).lower()}; finished shards are as they were", 2)
+    except Exception as e:
+        if os.environ.get("SPATIALAVATAR_DEBUG"):
+            raise
+        _fail(f"internal error: {type(e).__name__}: {e}; set SPATIALAVATAR_DEBUG=1 for the traceback and report it", 1)
+
+
+def stop_on_term() -> None:
+    """SIGTERM, which a job that is stopped gets, ends the program as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.stderr.flush()
+    sys.exit(code)

@@ -1,0 +1,55 @@
+"""Joining a Ray cluster, or starting one on this machine, without noise."""
+
+import logging
+import os
+import socket
+
+from spatialavatar.errors import SpatialAvatarError
+
+ADDRESS_VARIABLE = "RAY_ADDRESS"
+SECONDS_TO_ANSWER = 10.0  # of a cluster's head; Ray itself would wait for minutes
+
+
+def connect(address: str | None = None, cpus: int | None = None) -> None:
+    """Join the cluster at ``address`` or RAY_ADDRESS (a submitted job's own); else start one here with ``cpus``.
+
+    Nothing happens when this process is connected already. Raises SpatialAvatarError when Ray is not installed or no
+    cluster answers.
+    """
+    # Ray says on stderr what it is about to change in later versions
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ImportError:
+        raise SpatialAvatarError("Ray is not installed; install it with: pip install 'ray[data]'") from None
+
+    if ray.is_initialized():
+        return
+    wanted = address or os.environ.get(ADDRESS_VARIABLE) or "local"
+    if wanted != "local":
+        _require_answer(wanted)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    try:
+        ray.init(
+            address=wanted,
+            num_cpus=cpus if wanted == "local" else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as e:
+        reason = " ".join(str(e).split())[:300]
+        raise SpatialAvatarError(f"{wanted}: no Ray cluster to join there ({reason})") from None
+
+
+def _require_answer(address: str) -> None:
+    """Raises SpatialAvatarError when nobody listens at HOST:PORT or ray://HOST:PORT."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto" and the like: Ray knows what is meant
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER).close()
+    except OSError as e:
+        raise SpatialAvatarError(
+            f"{address}: no Ray cluster answers there ({e.strerror or e}); start it, or unset {ADDRESS_VARIABLE} to "
+            "run on this machine"
+        ) from None
