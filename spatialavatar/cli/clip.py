@@ -48,7 +48,7 @@ def import_(
         typer.Option(metavar="N", help="Instants in a second; needed where SRC does not say it (else 25) or is wrong."),
     ] = None,
     tracking: Annotated[
-        str | None, typer.Option(metavar="DIR", help="nersemble: the folder that VHAP exported for this sequence.")
+        str | None, typer.Option(metavar="DIR", help="nersemble: the folder that VHAP exported, if not SRC/vhap.")
     ] = None,
     drop_dynamic_offsets: Annotated[
         bool,
@@ -62,7 +62,8 @@ def import_(
     they are, except where the tool put them on a background that its matte can undo.
 
     SRC is, for gagavatar-track, the folder with img_lmdb/ and optim.pkl; for imavatar, that with flame_params.json; for
-    vhap, that with transforms.json and flame_param/; for nersemble, a sequence's, with --tracking beside it.
+    vhap, that with transforms.json and flame_param/; for nersemble, a sequence's or a participant's, with the export of
+    VHAP in SEQ/vhap or where --tracking says.
 
     \b
     spatialavatar clip import tracked/anna --head flame2020.head.safetensors --out clips/anna --test-last 350

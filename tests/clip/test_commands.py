@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from spatialavatar.cli.clip import app
 from spatialavatar.cli.main import app as program
 from spatialavatar.clip import open_clip, validate_clip
+from spatialavatar.clip.importers import ImportOptions
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head import HeadModel, builtin_head, write_head
 from tests.builders.clips import tiny_cameras, tiny_clip, tiny_head, tiny_params, tiny_pictures
@@ -135,6 +136,51 @@ def test_identities_that_cannot_name_files(tmp_path: Path, head_file: str) -> No
         assert str(result.exception).startswith(f"--identity {identity!r}: expected letters a-z, digits")
         assert str(result.exception).endswith(f"--identity {suggested}")
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--keep-split", "--test-last", "2"], "give one of them"),
+        (["--fps", "0"], "--fps 0: expected a positive number"),
+        (["--fps", "nan"], "--fps nan: expected a positive number"),
+        (["--tracking", "vhap/a", "--format", "vhap"], "--tracking vhap/a: belongs to --format nersemble"),
+        (["--format", "deca"], "no importer named 'deca'; there are auto, npz, gagavatar-track, imavatar, vhap"),
+    ],
+)
+def test_refused_imports(tmp_path: Path, head_file: str, options: list[str], message: str) -> None:
+    source = npz_folder(tmp_path / "source")
+    arguments = ["import", str(source), "--head", head_file, "--out", str(tmp_path / "a"), *options]
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, SpatialAvatarError) and message in str(result.exception), result.output
+    assert not (tmp_path / "a").exists()
+
+
+def test_import_passes_its_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    def record(source: str, out: str, head: str, format: str, options: ImportOptions, **rest: object) -> list[object]:
+        asked.update(vars(options), source=source, format=format, force=rest["force"])
+        return []
+
+    monkeypatch.setattr("spatialavatar.clip.importers.import_clips", record)
+    monkeypatch.setattr("spatialavatar.head.file.read_head", lambda path: path)
+    arguments = ["import", "SRC", "--head", "H", "--out", str(tmp_path / "a"), "--format", "nersemble", "--force"]
+    arguments += ["--fps", "73", "--keep-split", "--tracking", "T", "--drop-dynamic-offsets", "--licence", "ask"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert asked == {
+        "source": "SRC",
+        "format": "nersemble",
+        "force": True,
+        "identity": None,
+        "licence": "ask",
+        "fps": 73,
+        "test_last": 0,
+        "keep_split": True,
+        "tracking": "T",
+        "drop_dynamic_offsets": True,
+    }
 
 
 def test_a_clip_is_not_replaced_unasked(tmp_path: Path, head_file: str, monkeypatch: pytest.MonkeyPatch) -> None:

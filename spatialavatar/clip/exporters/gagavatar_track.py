@@ -131,9 +131,10 @@ def _posed(head: HeadModel, params: HeadParams) -> Iterator[Float64[np.ndarray, 
     on_head = (head.weights[:, 1:].sum(-1) > 0.5).numpy()
     if on_head.sum() < 10:
         on_head[:] = True
-    with torch.no_grad():
-        for start in range(0, params.batch, 16):
-            yield from head(params[start : start + 16]).double().numpy()[:, on_head]
+    for start in range(0, params.batch, 16):
+        with torch.no_grad():  # not around the yield: two such generators in turns would leave gradients off
+            posed = head(params[start : start + 16]).double().numpy()
+        yield from posed[:, on_head]
 
 
 def _projected(
