@@ -233,6 +233,7 @@ def _read_table(name: str, data: bytes, clips: int, head: HeadReference) -> pa.T
         if not file.schema_arrow.names == SCHEMA.names or file.metadata.num_rows != clips:
             raise ValueError(f"it has not the columns of a manifest, or not {clips} rows")
         table = file.read().combine_chunks()
+        table.validate(full=True)
         for field in SCHEMA:
             kind = pa.dictionary(pa.int32(), pa.string()) if field.name in texts else field.type
             if table.schema.field(field.name).type != kind or table.column(field.name).null_count:

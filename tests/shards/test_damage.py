@@ -3,6 +3,7 @@ names the file; never another exception, a crash or a hang. Damage is found by s
 but were made by somebody else are read without trust."""
 
 import dataclasses
+import hashlib
 import io
 import json
 import zlib
@@ -21,6 +22,7 @@ from spatialavatar import files
 from spatialavatar.clip import TrackedClip
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.shards import ClipEntry, open_shards, read_clip
+from spatialavatar.shards.entry import ENTRY_RULES, checked
 from spatialavatar.shards.file import shard_file
 from spatialavatar.shards.manifest import read_records
 from spatialavatar.shards.pages import read_values
@@ -314,3 +316,20 @@ def test_a_file_that_ends_early(sound: dict[str, bytes], tmp_path: Path) -> None
     assert shards.clip(0).identity == "tiny0"
     with pytest.raises(SpatialAvatarError, match=r"00000\.parquet: ends after .* it is truncated"):
         shards.clip(1)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_manifests_whose_hash_is_right(sound: dict[str, bytes], data: st.DataObject) -> None:
+    changed = damaged(data, sound["manifest.parquet"])
+    said = {"bytes": len(changed), "sha256": hashlib.sha256(changed).hexdigest()}
+    folder = "memory://shards/hostile-manifest"
+    files.write_bytes(files.join(folder, "manifest.parquet"), changed)
+    files.write_json(files.join(folder, "manifest.json"), json.loads(sound["manifest.json"]) | said)
+    try:
+        shards = open_shards(folder)
+    except SpatialAvatarError as e:
+        assert "\n" not in str(e) and "manifest.parquet: " in str(e)
+    else:
+        for i in range(len(shards)):
+            ClipEntry(**checked(dataclasses.asdict(shards.entry(i)), ENTRY_RULES, "an entry"))
