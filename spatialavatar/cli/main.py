@@ -25,6 +25,7 @@ from spatialavatar.cli import (
     model,
     reconstruct,
     refine,
+    shards,
     train,
 )
 from spatialavatar.errors import SpatialAvatarError
@@ -48,6 +49,7 @@ app.add_typer(avatar.app, name="avatar")
 app.add_typer(head.app, name="head")
 app.add_typer(model.app, name="model")
 app.add_typer(clip.app, name="clip")
+app.add_typer(shards.app, name="shards")
 app.command("doctor")(doctor.doctor)
 
 # errors of the operating system that the user can put right

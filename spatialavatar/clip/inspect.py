@@ -54,6 +54,24 @@ def inspect_clip(
     return shown
 
 
+def tracking_over(clip: TrackedClip, head: HeadModel, index: FrameIndex, width: int, height: int) -> Picture:
+    """The frame under the posed mesh, with the head's landmarks and the tracked ones."""
+    frame = clip.frame(index, width, height)
+    camera = clip.camera(index).resized(width, height)
+    with torch.no_grad():
+        vertices = head(clip.params_at(index))
+        pixels, depth = (a[0].double().numpy() for a in camera.project(vertices))
+        projected = camera.project(head.landmarks(vertices))[0][0].double().numpy()
+    picture = _mesh_panel(_bytes(frame.image), head, pixels, depth)
+    for point in projected:
+        _cross(picture, point, PROJECTED)
+    tracked = () if clip.landmarks is None else clip.landmarks[index].double().numpy()
+    for point in tracked:
+        if np.isfinite(point).all():
+            cv2.circle(picture, _point(point * (width / clip.width, height / clip.height)), 2, TRACKED, 1, cv2.LINE_AA)
+    return picture
+
+
 def _choose(clip: TrackedClip, frames: Sequence[FrameIndex | int] | None) -> list[FrameIndex]:
     def spread(count: int, limit: int) -> list[int]:
         return sorted({round(i) for i in np.linspace(0, count - 1, min(count, limit))})

@@ -147,6 +147,18 @@ def read_clip(folder: files.Location, entry: ClipEntry) -> TrackedClip:
     return clip_from_arrays(where, header, arrays, read)
 
 
+def check_file(location: str, facts: ShardFacts) -> None:
+    """Whether a shard is the file that was written, as far as its size and footer say; rows are checked when read.
+
+    Raises SpatialAvatarError.
+    """
+    found = files.size(location)
+    if found != facts.bytes:
+        raise SpatialAvatarError(f"{location}: has {found} bytes, {facts.bytes} were written; {MADE_ANEW}")
+    if zlib.crc32(files.read_range(location, facts.footer_start, facts.bytes)) != facts.footer_crc32:
+        raise SpatialAvatarError(f"{location}: the footer is not the one that was written; {MADE_ANEW}")
+
+
 class _Row(NamedTuple):
     """A row's content, of which only the picture counts are unknown to be right."""
 
