@@ -6,6 +6,7 @@ Any numbers of vertices, shape and expression codes; five joints (root, neck, ja
 import copy
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -106,15 +107,28 @@ class HeadModel(nn.Module):
 
     def rest_joints(self, params: HeadParams) -> Float[Tensor, "B 5 3"]:
         """Joint positions before posing, metres; without making the vertices, so that a long clip fits in memory."""
-        joints = self.joint_regressor @ self.template + torch.einsum(
-            "jv,vds,bs->bjd", self.joint_regressor, self.shapedirs, params.shape
-        )
+        template, shapedirs, exprdirs = self._joint_bases
+        joints = template + torch.einsum("jds,bs->bjd", shapedirs, params.shape)
         if params.static_offset is not None:
             joints = joints + self.joint_regressor @ params.static_offset
         if self.info.joints_follow_expression:
-            moved = torch.einsum("jv,vde,be->bjd", self.joint_regressor, self.exprdirs, params.expression)
-            joints = joints + moved
+            joints = joints + torch.einsum("jde,be->bjd", exprdirs, params.expression)
         return joints
+
+    @cached_property
+    def _joint_bases(self) -> tuple[Float[Tensor, "J 3"], Float[Tensor, "J 3 S"], Float[Tensor, "J 3 E"]]:
+        """Template, shape and expression directions of the joints."""
+        regressor = self.joint_regressor
+        return (
+            regressor @ self.template,
+            torch.einsum("jv,vds->jds", regressor, self.shapedirs),
+            torch.einsum("jv,vde->jde", regressor, self.exprdirs),
+        )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "HeadModel":
+        """Also when moved or cast: what was made of the buffers is made anew."""
+        self.__dict__.pop("_joint_bases", None)
+        return super()._apply(fn, recurse)
 
     def forward(self, params: HeadParams) -> Float[Tensor, "B V 3"]:
         """Posed vertices in metres, in the frame that ``translation`` and ``global_rotation`` place the head in."""
