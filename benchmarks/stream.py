@@ -2,10 +2,10 @@
 
     python benchmarks/stream.py --work DIR
 
-Makes a data set of made-up people with film grain (``--clips`` rows that share the pictures of a few captures), then in
-turns: decodes the JPEGs of the drawn frames, prepares parts of batches on one core, and streams batches through Ray with
-one worker. Rates are frames a second, the median over ``--rounds``. Then one pass over the whole data set with an object
-store a tenth of its size, while memory is sampled. Prints tables and writes ``benchmarks/results/stream-<date>.json``.
+Makes a data set of made-up people with film grain (``--clips`` rows that share the pictures of a few captures), then
+in turns: decodes JPEGs of it, prepares parts of batches on one core, and streams batches through Ray with one worker.
+Rates are frames a second, the median over ``--rounds``. Then one pass over the whole data set with an object store a
+tenth of its size, while memory is sampled. Prints tables and writes ``benchmarks/results/stream-<date>.json``.
 """
 
 import os
@@ -16,6 +16,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import argparse
 import cProfile
+import logging
 import pstats
 import statistics
 import sys
@@ -214,9 +215,7 @@ def by_pieces(profile: cProfile.Profile) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--work", type=Path, required=True, help="folder for the data sets; used again when it is there"
-    )
+    parser.add_argument("--work", type=Path, required=True, help="folder of the data sets; used again")
     parser.add_argument("--clips", type=int, default=480, help="rows of the data set")
     parser.add_argument("--size", type=int, default=512, help="pixels, stored and trained")
     parser.add_argument("--batch", type=int, default=8)
@@ -228,6 +227,7 @@ def main() -> None:
     torch.set_num_threads(1)
     head = builtin_head()
     results: dict[str, Any] = {}
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.init(
         address="local",
         num_cpus=2,
@@ -262,7 +262,7 @@ def rates(folder: Path, head: HeadModel, arguments: argparse.Namespace) -> dict[
         prepared.append(prepare_rate(head, config, parts=4))
         streamed.append(ray_rate(head, config, warm_up=4))
     profile = cProfile.Profile()
-    prepare_rate(head, config, parts=6, profile=profile)
+    prepare_rate(head, config, parts=5, profile=profile)
     raw = statistics.median(decoded)
     return {
         "kilobytes of a JPEG": round(statistics.mean(len(data) for data in jpegs) / 1e3, 1),

@@ -74,7 +74,9 @@ def _prepared(
             except SpatialAvatarError as e:  # as a value: Ray would wrap it in pages of tracebacks
                 return [{"batch": ERROR + str(e).encode()}]
 
-        parts = ray.data.range(len(leg), override_num_blocks=len(leg)).flat_map(make, num_cpus=1, concurrency=workers)
+        parts = ray.data.range(len(leg), override_num_blocks=len(leg)).flat_map(
+            make, num_cpus=1, compute=ray.data.TaskPoolStrategy(size=workers)
+        )
         options = parts.context.execution_options
         options.preserve_order = True
         options.resource_limits = ExecutionResources(cpu=workers, object_store_memory=store / 2)
