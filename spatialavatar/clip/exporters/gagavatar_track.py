@@ -161,15 +161,19 @@ def _is_the_tools(clip: TrackedClip, intrinsics: Float64[np.ndarray, "T 3 3"]) -
 
 
 def _crops(boxes: Float64[np.ndarray, "T 4"], longest: int) -> Int[np.ndarray, "T 3"]:
-    """The tool's squares, smoothed forwards and backwards: its own average, forwards only, trails a moving head."""
+    """The tool's squares, smoothed as it does but from both ends: from the first frame alone they trail the head."""
     extent = (boxes[:, 2:] - boxes[:, :2]).clip(1)
     squares = np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2, _CROP * np.sqrt(extent.prod(-1, keepdims=True))], -1)
-    for direction in (1, -1):
-        ordered = squares[::direction]
-        for before, now in pairwise(ordered):
-            now += (1 - _SMOOTHING) * (before - now)
+    squares = (_trailing(squares) + _trailing(squares[::-1])[::-1]) / 2
     side = squares[:, 2:].clip(8, _WIDEST_CROP * longest).round()
     return np.concatenate([(squares[:, :2] - side / 2).round(), side], -1).astype(np.int64)
+
+
+def _trailing(values: Float64[np.ndarray, "T n"]) -> Float64[np.ndarray, "T n"]:
+    out = values.copy()
+    for before, now in pairwise(out):
+        now += (1 - _SMOOTHING) * (before - now)
+    return out
 
 
 def _fitted_pose(

@@ -488,6 +488,17 @@ def test_other_cameras_and_necks_are_fitted(tmp_path: Path, change: dict[str, An
     check_upright_and_unmirrored(opened(tmp_path), head)
 
 
+def test_the_square_does_not_trail_a_moving_head(tmp_path: Path) -> None:
+    """As much behind it at the first frame as before it at the last."""
+    corner = torch.stack([100 + 20.0 * torch.arange(6), torch.full((6,), 120.0)], -1)
+    box = torch.cat([corner, corner + 150], -1)[:, None]
+    records, _, notes = exported(own_clip(size=(640, 480), focal=900.0, face_box=box), tmp_path)
+    assert f"squares of {round(1.65 * 150)}..{round(1.65 * 150)}" in notes
+    places = np.array([512 * record["bbox"][[0, 2]].mean() for record in records.values()])
+    np.testing.assert_allclose(places + places[::-1], 512, atol=4)
+    assert (np.diff(places) > 10).all()  # it is smoothed: the head moves within
+
+
 def test_the_stated_error_is_that_of_the_vertices(tmp_path: Path) -> None:
     """Recomputed by the tool's own forward, where the square is the whole picture."""
     clip, head = own_clip(neck=0.25), flame_head()

@@ -287,3 +287,15 @@ def test_a_forked_process_has_a_child_of_its_own(tmp_path: Path) -> None:
             worker.join()
         assert got.count(list(values.values())) == 2 and got.count(True) == 2
         assert reader.get("anna_5") == values["anna_5"]
+
+
+def test_a_forked_process_that_closes_leaves_ours_alone(tmp_path: Path) -> None:
+    values = sample(5)
+    with LmdbReader(write_lmdb(tmp_path, values)) as reader:
+        reader.keys()
+        process = process_of(reader)
+        worker = get_context("fork").Process(target=reader.close)
+        worker.start()
+        worker.join()
+        assert worker.exitcode == 0 and process.poll() is None
+        assert reader.get("anna_1") == values["anna_1"] and process_of(reader) is process
