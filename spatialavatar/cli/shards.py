@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from spatialavatar.head import HeadModel
     from spatialavatar.shards import ShardSet
 
-app = typer.Typer(no_args_is_help=True, help="Ingested data sets: what is in them, are they sound, how do they look.")
+app = typer.Typer(no_args_is_help=True, help="Ingested data sets: say what is in them, verify, sample.")
 
 Url = Annotated[str, typer.Argument(metavar="URL", help="A data set's folder, or its URL in a store.")]
 Head = Annotated[
@@ -112,9 +112,9 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "identities", f"{found['identities']:,}"
     yield "clips", f"{found['clips']:,} in {found['shards']:,} shards, {_size(found['bytes'])}"
     yield "frames", f"{found['frames']:,}, {found['train_frames']:,} of them to train on"
-    hours = f"{found['hours']:,.2f}"
-    if abs(found["camera_hours"] - found["hours"]) > 1e-9:
-        hours += f", {found['camera_hours']:,.2f} counted by camera"
+    hours = _hours(found["hours"])
+    if found["camera_hours"] > 1.001 * found["hours"]:
+        hours += f", {_hours(found['camera_hours'])} counted by camera"
     yield "hours", hours
     yield from counts("resolutions")
     yield from counts("cameras")
@@ -131,6 +131,10 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "", f"{count:,} x {reason}"[:200]
     if len(found["reasons"]) > 10:
         yield "", f"and {len(found['reasons']) - 10} more reasons"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f}" if hours >= 10 else f"{hours:.2g}"
 
 
 def _size(count: int) -> str:

@@ -29,7 +29,7 @@ from spatialavatar.shards.pages import read_values
 from tests.builders.shards import tiny_shards, tiny_take
 
 FOLDER = "memory://shards/damage"
-FEW = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LISTED = [False, False, False, True, True, True]
 NAMES = ["manifest.json", "manifest.parquet", "rejected.jsonl", "shards/00000.json", "shards/00000.parquet"]
 
