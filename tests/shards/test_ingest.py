@@ -25,6 +25,7 @@ from spatialavatar.shards.ingest import Count, IngestConfig, IngestSummary, Work
 from spatialavatar.shards.manifest import ShardSet, open_shards, read_records
 from spatialavatar.shards.plan import plan_groups
 from tests.builders.clips import tiny_clip, tiny_head
+from tests.builders.folders import folder_content
 from tests.builders.trackers.npz import npz_folder
 
 HEAD = "memory://builders/tiny.head.safetensors"
@@ -43,12 +44,6 @@ def config_for(source_folder: Path, output: Any, **changes: Any) -> IngestConfig
     return IngestConfig(
         **{"source": str(source_folder), "output": str(output), "head": HEAD, "clips_per_shard": 3, **changes}
     )
-
-
-def content(output: Any) -> dict[str, bytes]:
-    """Every file of a data set, by name."""
-    root = Path(output)
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
 
 
 def rejected(output: Any) -> dict[str, str]:
@@ -170,7 +165,7 @@ def test_output_that_is_the_source_or_holds_something_else(tmp_path: Path) -> No
     (tmp_path / "out/thesis.tex").write_text("precious")
     with pytest.raises(SpatialAvatarError, match="holds something else"):
         ingest(config_for(tmp_path / "in", tmp_path / "out"))
-    assert content(tmp_path / "out") == {"thesis.tex": b"precious"}
+    assert folder_content(tmp_path / "out") == {"thesis.tex": b"precious"}
 
 
 # converting
@@ -342,17 +337,17 @@ def test_a_second_run_has_nothing_to_do(tmp_path: Path, monkeypatch: pytest.Monk
     broken("header", source / "set0/anna00")
     config = config_for(source, tmp_path / "out")
     ingest(config)
-    before = content(tmp_path / "out")
+    before = folder_content(tmp_path / "out")
     monkeypatch.setattr(converting, "open_clip", lambda location: pytest.fail(f"opened {location}"))
     assert ingest(config) == IngestSummary(clips=3, rejected=1, converted=0, frames=0, left=0)
-    assert content(tmp_path / "out") == before
+    assert folder_content(tmp_path / "out") == before
 
 
 def test_two_runs_write_the_same_bytes(tmp_path: Path) -> None:
     source = clips_below(tmp_path / "in", 4)
     for name in ("a", "b"):
         ingest(config_for(source, tmp_path / name))
-    assert content(tmp_path / "a") == content(tmp_path / "b")
+    assert folder_content(tmp_path / "a") == folder_content(tmp_path / "b")
 
 
 class Killed(BaseException):
@@ -366,7 +361,7 @@ def seven(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, byt
     source = clips_below(folder / "in", 7)
     broken("picture gone", source / "set1/anna03")
     ingest(config_for(source, folder / "whole"))
-    return source, content(folder / "whole")
+    return source, folder_content(folder / "whole")
 
 
 @pytest.mark.parametrize("after", range(10))
@@ -393,9 +388,9 @@ def test_killed_anywhere_and_run_again(
             patch.setattr(files, name, counted(getattr(files, name)))
         with pytest.raises(Killed):
             ingest(config)
-    assert content(tmp_path / "out") != whole
+    assert folder_content(tmp_path / "out") != whole
     ingest(config)
-    assert content(tmp_path / "out") == whole
+    assert folder_content(tmp_path / "out") == whole
 
 
 def test_only_what_is_new_is_converted(tmp_path: Path) -> None:
@@ -434,12 +429,12 @@ def test_other_settings_are_refused(tmp_path: Path, changes: dict[str, Any], mes
     source = clips_below(tmp_path / "in", 1)
     clips_below(tmp_path / "other", 1)
     ingest(config_for(source, tmp_path / "out"))
-    before = content(tmp_path / "out")
+    before = folder_content(tmp_path / "out")
     if "source" in changes:
         changes = {"source": str(tmp_path / "other")}
     with pytest.raises(SpatialAvatarError, match=message):
         ingest(config_for(source, tmp_path / "out", **changes))
-    assert content(tmp_path / "out") == before
+    assert folder_content(tmp_path / "out") == before
     ingest(config_for(source, tmp_path / "out", clips_per_shard=1))  # how much goes into a shard is free
 
 
@@ -455,7 +450,7 @@ def test_two_ingests_at_once(tmp_path: Path) -> None:
         counts[1].add(b)
     finish(first, counts[0])
     finish(second, counts[1])
-    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    assert folder_content(tmp_path / "out") == folder_content(tmp_path / "whole")
 
 
 def test_a_manifest_that_another_ingest_has_mixed_up_is_written_again(
@@ -549,7 +544,7 @@ def test_a_big_folder_goes_on_where_it_stopped(several: Path) -> None:
         [f"big#{n}-of-8" for n in (7, 8)],
     ]
     ingest(config)
-    assert content(several / "out") == content(several / "whole")
+    assert folder_content(several / "out") == folder_content(several / "whole")
 
 
 def test_one_clip_of_a_big_folder_is_rejected_and_retried_alone(several: Path, monkeypatch: pytest.MonkeyPatch) -> None:
