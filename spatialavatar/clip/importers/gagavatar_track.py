@@ -177,7 +177,8 @@ def _rows(location: str, tracked: Tracked, field: str) -> Float[torch.Tensor, "T
                 f"{location}: {_shown(key)}: {field} is {found}, expected numbers of shape {list(SHAPES[field])}"
             )
         rows.append(value)
-    return torch.from_numpy(np.stack(rows).astype(np.float64))
+    with np.errstate(invalid="ignore"):  # NaN of the odd kinds; the clip's own checks refuse every kind
+        return torch.from_numpy(np.stack(rows).astype(np.float64))
 
 
 def _mean_shape(rows: Float[torch.Tensor, "T 300"]) -> tuple[Float[torch.Tensor, "1 300"], list[str]]:

@@ -289,13 +289,13 @@ def test_a_forked_process_has_a_child_of_its_own(tmp_path: Path) -> None:
         assert reader.get("anna_5") == values["anna_5"]
 
 
-def test_a_forked_process_that_closes_leaves_ours_alone(tmp_path: Path) -> None:
-    values = sample(5)
-    with LmdbReader(write_lmdb(tmp_path, values)) as reader:
+def test_a_forked_process_that_closes_leaves_ours_alone(sound: bytes) -> None:
+    files.write_bytes("memory://forked/data.mdb", sound)
+    with LmdbReader("memory://forked") as reader:
         reader.keys()
         process = process_of(reader)
         worker = get_context("fork").Process(target=reader.close)
         worker.start()
         worker.join()
-        assert worker.exitcode == 0 and process.poll() is None
-        assert reader.get("anna_1") == values["anna_1"] and process_of(reader) is process
+        assert worker.exitcode == 0 and process.poll() is None and reader._path.exists()
+        assert reader.get("anna_1") == sample()["anna_1"] and process_of(reader) is process
