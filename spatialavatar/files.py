@@ -467,8 +467,10 @@ def _asked(location: Location, request: Callable[[], T], missing: str = "no such
     for attempt in range(tries):
         try:
             return request()
-        except FileNotFoundError:
-            raise SpatialAvatarError(f"{location}: {missing}") from None
+        except FileNotFoundError as e:
+            # no such upload: it was completed, only the answer was lost; again from the start then
+            if _answer(e)[1] != "NoSuchUpload" or attempt == tries - 1:
+                raise SpatialAvatarError(f"{location}: {missing}") from None
         except IsADirectoryError:
             raise SpatialAvatarError(f"{location}: is a folder, a file was expected") from None
         except (SpatialAvatarError, MemoryError, TypeError, AttributeError):

@@ -126,6 +126,20 @@ def test_a_large_file_goes_in_parts_and_comes_in_parts(
     assert faulty_store.pending() == 0
 
 
+def test_a_large_file_whose_last_answer_is_lost(
+    s3_bucket: str, tmp_path: Path, faulty_store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The upload is complete, and asking to complete it again meets 'no such upload'."""
+    monkeypatch.setattr("s3fs.core.calculate_chunksize", lambda size, chunksize=None: 5 << 20)
+    content = np.random.default_rng(1).bytes(10 << 20)
+    (tmp_path / "large").write_bytes(content)
+    faulty_store.inject(Fault("lose", method="POST", path="uploadId"))
+    monkeypatch.setattr(files, "S3_CLIENT", {"retries": {"mode": "standard", "total_max_attempts": 2}})
+    files.move_into_place(tmp_path / "large", f"{s3_bucket}/large")
+    assert faulty_store.pending() == 0
+    assert files.read_bytes(f"{s3_bucket}/large") == content
+
+
 TASKS: dict[str, Callable[[str], object]] = {
     "read": lambda folder: files.read_bytes(f"{folder}/a.bin") == CONTENT,
     "read-bounded": lambda folder: files.read_bytes(f"{folder}/a.bin", 10**6) == CONTENT,
@@ -157,6 +171,7 @@ FAULTS = {
     "busy": Fault("answer"),
     "internal": Fault("answer", status=500),
     "dropped": Fault("drop", times=3),
+    "answer-lost": Fault("lose", times=3),
     "cut": Fault("cut", method="GET"),
     "cut-at-once": Fault("cut", method="GET", keep=0.0),
     "silent": Fault("wait", seconds=0.8),

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 EVERY = 10**9  # as a fault's ``times``: each request that matches
 
@@ -30,10 +30,11 @@ class Fault:
     """What happens to the next ``times`` requests of ``method`` whose path holds ``path``, after ``skip`` of them.
 
     answer: an error of ``status`` instead of the answer. drop: the connection is closed without an answer.
-    cut: the answer's head, then only the share ``keep`` of its body. wait: ``seconds`` before the answer.
+    lose: the request is carried out, its answer dropped. cut: the answer's head, then only the share ``keep`` of its
+    body. wait: ``seconds`` before the answer.
     """
 
-    kind: Literal["answer", "drop", "cut", "wait"]
+    kind: Literal["answer", "drop", "lose", "cut", "wait"]
     times: int = 1
     method: str = ""
     path: str = ""
@@ -145,10 +146,12 @@ class FaultyStore:
             return self._moto(environ, start_response)
         if fault.kind == "cut":
             return self._cut(fault, environ, start_response)
+        if fault.kind == "lose":
+            self._answer(environ)
+            self._drop(environ)
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         if fault.kind == "drop":
-            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
-            raise ConnectionResetError("dropped as told")
+            self._drop(environ)
         code = _CODES.get(fault.status, "BadRequest")
         body = (
             f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>told to fail: {code}</Message></Error>'.encode()
@@ -158,7 +161,8 @@ class FaultyStore:
         )
         return [b"" if request.method == "HEAD" else body]
 
-    def _cut(self, fault: Fault, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def _answer(self, environ: dict[str, Any]) -> tuple[str, list[tuple[str, str]], bytes]:
+        """Status, headers and body of moto's answer."""
         head: list[Any] = []
 
         def keep_head(*answer: Any) -> Callable[[bytes], object]:
@@ -166,8 +170,17 @@ class FaultyStore:
             return lambda data: None
 
         body = b"".join(self._moto(environ, keep_head))
-        headers = [(name, value) for name, value in head[1] if name.lower() != "content-length"]
-        start_response(head[0], [*headers, ("Content-Length", str(len(body)))])
+        return head[0], head[1], body
+
+    @staticmethod
+    def _drop(environ: dict[str, Any]) -> NoReturn:
+        environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+        raise ConnectionResetError("dropped as told")
+
+    def _cut(self, fault: Fault, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        status, headers, body = self._answer(environ)
+        headers = [(name, value) for name, value in headers if name.lower() != "content-length"]
+        start_response(status, [*headers, ("Content-Length", str(len(body)))])
         return [body[: int(fault.keep * len(body))]]
 
 
