@@ -133,7 +133,8 @@ def test_a_large_file_whose_last_answer_is_lost(
     monkeypatch.setattr("s3fs.core.calculate_chunksize", lambda size, chunksize=None: 5 << 20)
     content = np.random.default_rng(1).bytes(10 << 20)
     (tmp_path / "large").write_bytes(content)
-    faulty_store.inject(Fault("lose", method="POST", path="uploadId"))
+    complete = {"method": "POST", "path": "uploadId"}
+    faulty_store.inject(Fault("lose", **complete), Fault("answer", status=404, code="NoSuchUpload", **complete))
     monkeypatch.setattr(files, "S3_CLIENT", {"retries": {"mode": "standard", "total_max_attempts": 2}})
     files.move_into_place(tmp_path / "large", f"{s3_bucket}/large")
     assert faulty_store.pending() == 0

@@ -40,6 +40,7 @@ class Fault:
     path: str = ""
     skip: int = 0
     status: int = 503
+    code: str = ""  # S3's word for the error; a usual one for the status when empty
     keep: float = 0.5
     seconds: float = 0.0
 
@@ -152,7 +153,7 @@ class FaultyStore:
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         if fault.kind == "drop":
             self._drop(environ)
-        code = _CODES.get(fault.status, "BadRequest")
+        code = fault.code or _CODES.get(fault.status, "BadRequest")
         body = (
             f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>told to fail: {code}</Message></Error>'.encode()
         )
