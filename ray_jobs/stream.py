@@ -6,7 +6,7 @@ own share, so nothing is lost or repeated between ranks and a step number says a
 """
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -89,7 +89,8 @@ def _prepared(
 
 
 def _rows(parts: ray.data.Dataset) -> Generator[bytes, None, None]:
-    for block in parts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+    blocks: Iterable[Any] = parts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+    for block in blocks:
         for value in block.column("batch"):
             data = value.as_buffer().to_pybytes()
             if data.startswith(ERROR):

@@ -193,8 +193,8 @@ class TrackedClip:
                 weighted, plain = _resize(image * full[..., None], size), _resize(image, size)
                 visible = matte[..., None] > 1e-6
                 image = np.where(visible, weighted / np.where(visible, matte[..., None], 1), plain).clip(0, 1)
-        region = np.ones(size[::-1], np.float32) if region is None else (_resize(region, size) >= 0.5)
-        return Frame(torch.from_numpy(image), torch.from_numpy(matte), torch.from_numpy(region.astype(np.float32)))
+        counts = np.ones(size[::-1], bool) if region is None else _resize(region, size) >= 0.5
+        return Frame(torch.from_numpy(image), torch.from_numpy(matte), torch.from_numpy(counts.astype(np.float32)))
 
     def pixels(self, index: FrameIndex) -> FramePixels:
         """Read and decode one frame as it is stored.

@@ -69,8 +69,10 @@ ENTRY_RULES: dict[str, Rule] = {
     "shard": _SHARD,
     "row_group": Number(0, MOST_CLIPS),
     "start": Number(4, LARGEST_FILE),
-    "end": Number(5, LARGEST_FILE),
+    "pictures": Number(5, LARGEST_FILE),
+    "end": Number(6, LARGEST_FILE),
     "crc32": Number(0, 2**32 - 1),
+    "pictures_crc32": Number(0, 2**32 - 1),
     "instants": Number(1, 999_999),
     "cameras": Number(1, 100),
     "width": Number(8, 8192),
@@ -106,6 +108,16 @@ _HEAD_RULES: dict[str, Rule] = {
 _RECORD_FIELDS = {"format", "version", "shard", "head", "entries", "rejected", "settings", *FACT_RULES}
 
 
+class Place(NamedTuple):
+    """Where a row lies in its file (``ClipEntry``)."""
+
+    start: int
+    pictures: int
+    end: int
+    crc32: int
+    pictures_crc32: int
+
+
 @dataclass(frozen=True)
 class ClipEntry:
     """What manifest and record say of a clip."""
@@ -114,9 +126,11 @@ class ClipEntry:
     identity: str
     shard: str  # its file is shards/SHARD.parquet
     row_group: int
-    start: int  # bytes of the row group in the file
+    start: int  # bytes of the row in the file
+    pictures: int  # where its pictures begin
     end: int
-    crc32: int
+    crc32: int  # of the bytes before the pictures
+    pictures_crc32: int  # of the others
     instants: int
     cameras: int
     width: int
@@ -133,15 +147,13 @@ class ClipEntry:
     licence: str
 
     @staticmethod
-    def of(key: str, header: ClipHeader, shard: str, row_group: int, start: int, end: int, crc32: int) -> "ClipEntry":
+    def of(key: str, header: ClipHeader, shard: str, row_group: int, place: "Place") -> "ClipEntry":
         return ClipEntry(
             key=key,
             identity=header.identity,
             shard=shard,
             row_group=row_group,
-            start=start,
-            end=end,
-            crc32=crc32,
+            **place._asdict(),
             instants=header.instants,
             cameras=header.cameras,
             width=header.width,
@@ -253,7 +265,7 @@ def checked(value: Any, rules: dict[str, Rule], where: str) -> dict[str, Any]:
 def _entry_problem(entry: ClipEntry, row_group: int, record: ShardRecord) -> str | None:
     if (entry.shard, entry.row_group, entry.head_hash) != (record.shard, row_group, record.head.hash):
         return f"is not row group {row_group} of shard '{record.shard}' with the head {record.head.hash[:12]}"
-    if not entry.start < entry.end <= record.footer_start < record.bytes:
+    if not entry.start < entry.pictures < entry.end <= record.footer_start < record.bytes:
         return f"bytes {entry.start}..{entry.end} do not lie in the file, whose footer begins at {record.footer_start}"
     if entry.train_instants > entry.instants or entry.train_cameras > entry.cameras:
         return "has more frames to train on than frames"

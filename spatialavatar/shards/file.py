@@ -1,9 +1,10 @@
 """A shard: a Parquet file in which a clip is a row and every row a row group.
 
-Columns: ``key``, ``header`` (JSON as clip.json), ``arrays`` (the bytes of params.safetensors), ``images``, ``masks``
-and ``roi`` (encoded pictures by instant, then camera; null when the clip has none). Nothing is compressed, for pictures
-are already. A row group's bytes lie together, so that a clip is read with one request (pages.py); their sum is compared
-before anything looks at them.
+Columns: ``key``, ``header`` (JSON as clip.json), ``arrays`` (the bytes of params.safetensors), ``index`` (of each
+picture the number of bytes and their CRC-32, both uint32, little-endian), and last ``pictures`` (encoded, by instant,
+then camera: the image, then the matte and the region where the header says that there are). Nothing is compressed, for
+pictures are already. So one request brings all of a row but its pictures, and one more each frame that is asked for; or
+one brings everything (pages.py). Sums are compared before anything looks at the bytes.
 """
 
 import dataclasses
@@ -12,16 +13,18 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Int64, UInt32
 
 from spatialavatar import files
 from spatialavatar.clip.arrays import check_arrays, decoded_arrays, encoded_arrays
-from spatialavatar.clip.header import PICTURES, ClipHeader, FrameIndex, Picture, header_from_json
+from spatialavatar.clip.header import ClipHeader, FrameIndex, Picture, header_from_json
 from spatialavatar.clip.pictures import EncodedFrame
 from spatialavatar.clip.tracked_clip import TrackedClip, clip_from_arrays
 from spatialavatar.errors import SpatialAvatarError
-from spatialavatar.shards.entry import ENTRY_RULES, ClipEntry, ShardFacts, checked
+from spatialavatar.shards.entry import ENTRY_RULES, ClipEntry, Place, ShardFacts, checked
 from spatialavatar.shards.pages import read_values
 
 FOLDER = "shards"
@@ -31,10 +34,11 @@ SCHEMA = pa.schema(
         ("key", pa.string()),
         ("header", pa.string()),
         ("arrays", pa.large_binary()),
-        *((picture, pa.list_(pa.large_binary())) for picture in PICTURES),
+        ("index", pa.large_binary()),
+        ("pictures", pa.list_(pa.large_binary())),
     ]
 )
-LARGEST_PICTURES = 2**31 - 2**24  # bytes of a clip's images, masks or roi: Parquet counts a page's bytes in 31 bits
+LARGEST_PICTURES = 2**31 - 2**24  # bytes of a clip's pictures: Parquet counts a page's bytes in 31 bits
 _LARGEST_ROW = 4 << 31
 _LARGEST_TEXT = 1 << 20  # of a key, of a header
 MADE_ANEW = "restore the file, or remove it with its record and run the ingest again"
@@ -75,13 +79,13 @@ class ShardWriter:
         """
         if key in self._headers:
             raise ValueError(f"the key {key!r} is in the shard already")
-        entry = ClipEntry.of(key, clip.header, self.shard, len(self), 4, 5, 0)
+        entry = ClipEntry.of(key, clip.header, self.shard, len(self), Place(4, 5, 6, 0, 0))
         checked(dataclasses.asdict(entry), ENTRY_RULES, clip.location)
         columns = {
             "key": pa.array([key], pa.string()),
             "header": pa.array([json.dumps(clip.header.to_json(), allow_nan=False)], pa.string()),
             "arrays": pa.array([encoded_arrays(clip.arrays())], pa.large_binary()),
-            **_picture_columns(clip),
+            **dict(zip(("index", "pictures"), _picture_columns(clip))),
         }
         self._writer.write_table(pa.table(columns, schema=SCHEMA), row_group_size=1)
         self._headers[key] = clip.header
@@ -94,12 +98,14 @@ class ShardWriter:
         entries = []
         for i, (key, header) in enumerate(self._headers.items()):
             columns = [metadata.row_group(i).column(c) for c in range(len(SCHEMA))]
-            start = columns[0].data_page_offset
-            end = start + sum(column.total_compressed_size for column in columns)
-            data = files.read_range(self.local, start, end)
+            start, pictures = columns[0].data_page_offset, columns[-1].data_page_offset
+            end = pictures + columns[-1].total_compressed_size
+            before = files.read_range(self.local, start, pictures)
+            page = files.read_range(self.local, pictures, end)
             # fails here, not later, where another release of Parquet's writer lays rows out in another way
-            _read_row(data, header.instants * header.cameras)
-            entries.append(ClipEntry.of(key, header, self.shard, i, start, end, zlib.crc32(data)))
+            _require_layout(before, page, header)
+            place = Place(start, pictures, end, zlib.crc32(before), zlib.crc32(page))
+            entries.append(ClipEntry.of(key, header, self.shard, i, place))
         footer_start = size - 8 - int.from_bytes(files.read_range(self.local, size - 8, size - 4), "little")
         footer = files.read_range(self.local, footer_start, size)
         return tuple(entries), ShardFacts(size, footer_start, zlib.crc32(footer))
@@ -110,39 +116,53 @@ class ShardWriter:
         self.local.unlink(missing_ok=True)
 
 
-def read_clip(folder: files.Location, entry: ClipEntry) -> TrackedClip:
-    """The clip of a row, read with one request. Its pictures stay encoded, in memory.
+def read_clip(folder: files.Location, entry: ClipEntry, whole: bool = False) -> TrackedClip:
+    """The clip of a row. Each frame is a request of its own, when it is asked for; or with ``whole``, one request here
+    brings everything, and all pictures stay in memory.
 
-    Raises SpatialAvatarError naming the file: gone, other bytes than were written, not a row of ours, another clip than
-    the entry says.
+    Raises SpatialAvatarError naming the file, here or when a frame is read: gone, other bytes than were written, not a
+    row of ours, another clip than the entry says.
     """
-    where = f"{shard_file(folder, entry.shard)}#{entry.key}"
-    if not 0 < entry.end - entry.start <= _LARGEST_ROW:
-        raise SpatialAvatarError(f"{where}: bytes {entry.start}..{entry.end} cannot be a clip; {MADE_ANEW}")
-    data = files.read_range(shard_file(folder, entry.shard), entry.start, entry.end)
-    if zlib.crc32(data) != entry.crc32:
+    location = shard_file(folder, entry.shard)
+    where = f"{location}#{entry.key}"
+    if not (entry.start < entry.pictures < entry.end and entry.end - entry.start <= _LARGEST_ROW):
+        raise SpatialAvatarError(
+            f"{where}: bytes {entry.start}..{entry.pictures}..{entry.end} cannot be a clip; {MADE_ANEW}"
+        )
+    data = memoryview(files.read_range(location, entry.start, entry.end if whole else entry.pictures))
+    before, page = data[: entry.pictures - entry.start], data[entry.pictures - entry.start :]
+    if zlib.crc32(before) != entry.crc32 or (whole and zlib.crc32(page) != entry.pictures_crc32):
         raise SpatialAvatarError(f"{where}: the clip's bytes are not those that were written; {MADE_ANEW}")
     try:
-        row = _read_row(data, entry.instants * entry.cameras)
-        key, value = row.key, json.loads(row.header)
+        row = _read_row(before)
+        value = json.loads(row.header)
     except (ValueError, RecursionError) as e:
         raise SpatialAvatarError(f"{where}: not a clip's row ({_short(e)}); {MADE_ANEW}") from None
     header = header_from_json(value, where)
-    _require_entry(where, entry, ClipEntry.of(key, header, entry.shard, entry.row_group, *_place(entry)))
-    pictures = {picture: _pictures(where, header, picture, row) for picture in PICTURES}
+    place = Place(*(getattr(entry, name) for name in Place._fields))
+    _require_entry(where, entry, ClipEntry.of(row.key, header, entry.shard, entry.row_group, place))
+    index = _read_index(where, row.listing, header, entry.end - entry.pictures)
     arrays = decoded_arrays(row.arrays, where)
     faults = check_arrays(header, arrays)
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise SpatialAvatarError(f"{where}: {faults[0]}{more}; {MADE_ANEW}")
 
-    def read(index: FrameIndex) -> EncodedFrame:
-        number = index.instant * header.cameras + index.camera
-
-        def picture(kind: Picture) -> bytes | None:
-            return bytes(pictures[kind][number]) if kind in header.pictures else None
-
-        return EncodedFrame(bytes(pictures["images"][number]), picture("masks"), picture("roi"))
+    def read(frame: FrameIndex) -> EncodedFrame:
+        number = frame.instant * header.cameras + frame.camera
+        begin, end = (entry.end - int(index.before_end[number + i]) for i in (0, 1))
+        if whole:
+            content = page[begin - entry.pictures : end - entry.pictures]
+        else:
+            content = memoryview(files.read_range(location, begin, end))
+        pictures: dict[Picture, bytes] = {}
+        for picture, size, crc32 in zip(header.pictures, index.sizes[number].tolist(), index.sums[number].tolist()):
+            piece, content = content[4 : 4 + size], content[4 + size :]
+            if zlib.crc32(piece) != crc32:
+                name = header.frame_file(picture, frame)
+                raise SpatialAvatarError(f"{where}: {name}: the bytes are not those that were written; {MADE_ANEW}")
+            pictures[picture] = bytes(piece)
+        return EncodedFrame(pictures["images"], pictures.get("masks"), pictures.get("roi"))
 
     return clip_from_arrays(where, header, arrays, read)
 
@@ -160,25 +180,57 @@ def check_file(location: str, facts: ShardFacts) -> None:
 
 
 class _Row(NamedTuple):
-    """A row's content, of which only the picture counts are unknown to be right."""
+    """A row's content but for the pictures."""
 
     key: str
     header: str
     arrays: bytes
-    pictures: dict[Picture, list[memoryview]]
+    listing: memoryview  # column ``index``
 
 
-def _read_row(data: bytes, frames: int) -> _Row:
-    """Raises ValueError for bytes that are not a row group of a shard."""
-    columns = read_values(data, [pa.types.is_list(field.type) for field in SCHEMA], most=frames)
-    values = dict(zip(SCHEMA.names, columns))
-    for name in ("key", "header", "arrays"):
+def _read_row(data: memoryview) -> _Row:
+    """Raises ValueError for bytes that are not those of a row before its pictures."""
+    names = SCHEMA.names[:-1]
+    values = dict(zip(names, read_values(data, [False] * len(names), most=1)))
+    for name in names:
         if len(values[name]) != 1:
             raise ValueError(f"{len(values[name])} values of {name}")
     if max(len(values["key"][0]), len(values["header"][0])) > _LARGEST_TEXT:
         raise ValueError(f"a key or header of more than {_LARGEST_TEXT} bytes")
     key, header = str(values["key"][0], "utf-8"), str(values["header"][0], "utf-8")
-    return _Row(key, header, bytes(values["arrays"][0]), {picture: values[picture] for picture in PICTURES})
+    return _Row(key, header, bytes(values["arrays"][0]), values["index"][0])
+
+
+class _Index(NamedTuple):
+    """Where a row's pictures lie and what their bytes sum up to."""
+
+    before_end: Int64[np.ndarray, " frames+1"]  # from the beginning of a frame to the row's end
+    sizes: UInt32[np.ndarray, "frames kinds"]
+    sums: UInt32[np.ndarray, "frames kinds"]
+
+
+def _read_index(where: str, data: memoryview, header: ClipHeader, room: int) -> _Index:
+    """``room`` is the size of the pictures' page. Raises SpatialAvatarError."""
+    frames, kinds = header.instants * header.cameras, len(header.pictures)
+    if len(data) != frames * kinds * 8:
+        raise SpatialAvatarError(
+            f"{where}: its index has {len(data)} bytes, {frames} frames of {kinds} pictures ask for "
+            f"{frames * kinds * 8}; {MADE_ANEW}"
+        )
+    pairs = np.frombuffer(data, "<u4").reshape(frames, kinds, 2)
+    of_frame = pairs[..., 0].astype(np.int64).sum(1) + 4 * kinds  # each picture stands behind its length
+    before_end = np.append(of_frame[::-1].cumsum()[::-1], 0)
+    if before_end[0] > room:
+        raise SpatialAvatarError(f"{where}: its index tells of {before_end[0]} bytes, there are {room}; {MADE_ANEW}")
+    return _Index(before_end, pairs[..., 0], pairs[..., 1])
+
+
+def _require_layout(before: bytes, pictures: bytes, header: ClipHeader) -> None:
+    """Raises ValueError unless the index says where the pictures are."""
+    index = _read_index("a new row", _read_row(memoryview(before)).listing, header, len(pictures))
+    [values] = read_values(memoryview(pictures), [True], most=index.sizes.size)
+    if [len(value) for value in values] != index.sizes.flatten().tolist() or values[-1] != pictures[-len(values[-1]) :]:
+        raise ValueError("this release of pyarrow writes pages that are laid out in another way")
 
 
 def _require_entry(where: str, said: ClipEntry, found: ClipEntry) -> None:
@@ -190,46 +242,31 @@ def _require_entry(where: str, said: ClipEntry, found: ClipEntry) -> None:
             )
 
 
-def _place(entry: ClipEntry) -> tuple[int, int, int]:
-    return entry.start, entry.end, entry.crc32
-
-
-def _pictures(where: str, header: ClipHeader, picture: Picture, row: _Row) -> list[memoryview]:
-    """A clip's pictures of one kind, by frame; none when its header says that there are none."""
-    wanted = header.instants * header.cameras if picture in header.pictures else 0
-    found = row.pictures[picture]
-    if len(found) != wanted:
-        raise SpatialAvatarError(f"{where}: holds {len(found)} {picture}, its header asks for {wanted}; {MADE_ANEW}")
-    return found
-
-
-def _picture_columns(clip: TrackedClip) -> dict[str, pa.Array]:
-    kinds = clip.header.pictures
-    content: dict[Picture, bytearray] = {picture: bytearray() for picture in kinds}
-    offsets: dict[Picture, list[int]] = {picture: [0] for picture in kinds}
+def _picture_columns(clip: TrackedClip) -> tuple[pa.Array, pa.Array]:
+    """Index and pictures."""
+    content = bytearray()
+    index: list[tuple[int, int]] = []
     everything = clip.header.frames()
-    for index in everything:
-        frame = clip.encoded(index)
-        pieces: dict[Picture, bytes | None] = {"images": frame.image, "masks": frame.matte, "roi": frame.region}
-        for picture in kinds:
+    for frame in everything:
+        encoded = clip.encoded(frame)
+        pieces: dict[Picture, bytes | None] = {"images": encoded.image, "masks": encoded.matte, "roi": encoded.region}
+        for picture in clip.header.pictures:
             data = pieces[picture]
             assert data is not None
-            content[picture] += data
-            offsets[picture].append(len(content[picture]))
-            if len(content[picture]) + 4 * len(everything) > LARGEST_PICTURES:
-                raise SpatialAvatarError(
-                    f"{clip.location}: its {picture} take more than {LARGEST_PICTURES / 1e9:.1f} GB, which a row "
-                    "cannot hold; make them smaller (JPEG, fewer pixels) or cut the clip in parts"
-                )
-    columns: dict[str, pa.Array] = {}
-    for picture in PICTURES:
-        if picture not in kinds:
-            columns[picture] = pa.nulls(1, SCHEMA.field(picture).type)
-            continue
-        buffers = [None, pa.array(offsets[picture], pa.int64()).buffers()[1], pa.py_buffer(content[picture])]
-        values = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(everything), buffers)
-        columns[picture] = pa.ListArray.from_arrays(pa.array([0, len(everything)], pa.int32()), values)
-    return columns
+            content += data
+            index.append((len(data), zlib.crc32(data)))
+        if len(content) + 4 * len(index) > LARGEST_PICTURES:
+            raise SpatialAvatarError(
+                f"{clip.location}: its pictures take more than {LARGEST_PICTURES / 1e9:.1f} GB, which a row cannot "
+                "hold; make them smaller (JPEG, fewer pixels) or cut the clip in parts"
+            )
+    pairs = np.array(index, "<u4")
+    offsets = pa.array(np.append(0, pairs[:, 0].astype(np.int64).cumsum()), pa.int64())
+    values = pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), len(index), [None, offsets.buffers()[1], pa.py_buffer(content)]
+    )
+    lists = pa.ListArray.from_arrays(pa.array([0, len(index)], pa.int32()), values)
+    return pa.array([pairs.tobytes()], pa.large_binary()), lists
 
 
 def _short(error: Exception) -> str:

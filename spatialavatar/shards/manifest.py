@@ -86,9 +86,12 @@ class ShardSet:
         row = self._row(index)
         return ShardFacts(**{name: row[name].as_py() for name in FACT_RULES})
 
-    def clip(self, index: int) -> TrackedClip:
-        """Read a clip, its pictures still encoded. Raises SpatialAvatarError as ``read_clip``."""
-        return read_clip(self.location, self.entry(index))
+    def clip(self, index: int, whole: bool = False) -> TrackedClip:
+        """Read a clip; its frames one by one when they are asked for, or all at once here, still encoded.
+
+        Raises SpatialAvatarError as ``read_clip``.
+        """
+        return read_clip(self.location, self.entry(index), whole)
 
     def column(self, name: str) -> np.ndarray:
         """A field of every clip; texts as Python objects."""
@@ -269,7 +272,7 @@ def _table_problem(table: pa.Table, head: HeadReference) -> str | None:
                 return "key: a key is there twice"
     if column_values(table, "head_hash") != [head.hash]:
         return "head_hash is not the head's"
-    ordered = (("start", "end"), ("footer_start", "bytes"))
+    ordered = (("start", "pictures"), ("pictures", "end"), ("footer_start", "bytes"))
     orders = [pc.less(table.column(a), table.column(b)) for a, b in ordered]
     orders += [
         pc.less_equal(table.column(a), table.column(b))

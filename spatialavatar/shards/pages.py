@@ -1,8 +1,8 @@
 """The values of a row group of ours, straight from its bytes.
 
 ShardWriter uses the simplest part of Parquet (parquet.apache.org, "File Format": data pages of version 1, plain
-encoding, no compression, a page a column), so that a row group can be read without the file's footer: one request a
-clip, and no copy of the pictures. Parquet's reader wants both, and crafted metadata end its whole process (pyarrow 26).
+encoding, no compression, a page a column), so that parts of a row group can be read without the file's footer and
+without the rest. Parquet's reader wants both, and crafted metadata end its whole process (pyarrow 26).
 """
 
 from collections.abc import Sequence
@@ -14,18 +14,17 @@ _DEEPEST = 3
 Fields = dict[int, "int | bytes | Fields"]
 
 
-def read_values(data: bytes, listed: Sequence[bool], most: int) -> list[list[memoryview]]:
+def read_values(data: memoryview, listed: Sequence[bool], most: int) -> list[list[memoryview]]:
     """The values of each column in turn, nulls left out; ``listed`` says which columns are lists.
 
     Raises ValueError where the bytes are anything but that, or a column has more than ``most`` values.
     """
-    view = memoryview(data)
     columns, at = [], 0
     for is_list in listed:
-        body, at = _page(view, at)
+        body, at = _page(data, at)
         columns.append(_values(body, 2 if is_list else 1, most))
-    if at != len(view):
-        raise ValueError(f"{len(view) - at} bytes are left over")
+    if at != len(data):
+        raise ValueError(f"{len(data) - at} bytes are left over")
     return columns
 
 

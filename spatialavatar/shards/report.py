@@ -179,7 +179,7 @@ def _check_record(shards: ShardSet, clips: list[int], record: ShardRecord, name:
 def _check_clip(shards: ShardSet, index: int, head: HeadModel | None, pool: Executor) -> Iterator[ShardFault]:
     key = shards.entry(index).key
     try:
-        clip = shards.clip(index)
+        clip = shards.clip(index, whole=True)
     except SpatialAvatarError as e:
         yield ShardFault(key, str(e).removeprefix(f"{shards.location}/"))
         return

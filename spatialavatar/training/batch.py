@@ -22,7 +22,15 @@ from spatialavatar.training.augmentation import augmented
 from spatialavatar.training.config import TrainConfig
 from spatialavatar.training.draws import Stream, generator_for
 from spatialavatar.training.pool import ClipPool, View
-from spatialavatar.training.samplers import clip_of, draw_monocular, draw_multi_view, temperature_at, visit_of
+from spatialavatar.training.samplers import (
+    ClipFacts,
+    Draw,
+    clip_of,
+    draw_monocular,
+    draw_multi_view,
+    temperature_at,
+    visit_of,
+)
 
 
 @dataclass(frozen=True)
@@ -158,17 +166,23 @@ def _rows(name: str, part: PackedBatch, parts: Sequence[PackedBatch]) -> np.ndar
     return np.zeros((rows, *like.shape[1:]), like.dtype)
 
 
-def make_example(pool: ClipPool, number: int, config: TrainConfig) -> Example:
-    """Sample ``number`` of a training. Raises SpatialAvatarError for a frame that cannot be read."""
-    visit = visit_of(number, config.batch_size, config.sampler.draws_per_clip)
-    clip = clip_of(visit, len(pool), config.seed)
-    facts = pool.facts(clip)
+def clip_of_sample(number: int, clips: int, config: TrainConfig) -> int:
+    return clip_of(visit_of(number, config.batch_size, config.sampler.draws_per_clip), clips, config.seed)
+
+
+def draw_of_sample(facts: ClipFacts, number: int, config: TrainConfig) -> Draw:
+    """The frames of sample ``number``, given what is known of its clip."""
     if config.phase == 1:
         progress = number / (config.steps * config.batch_size)
         temperature = temperature_at(progress, config.sampler)
-        draw = draw_monocular(facts, number, config.seed, config.sampler, temperature)
-    else:
-        draw = draw_multi_view(facts, number, config.seed, config.sampler)
+        return draw_monocular(facts, number, config.seed, config.sampler, temperature)
+    return draw_multi_view(facts, number, config.seed, config.sampler)
+
+
+def make_example(pool: ClipPool, number: int, config: TrainConfig) -> Example:
+    """Sample ``number`` of a training. Raises SpatialAvatarError for a frame that cannot be read."""
+    clip = clip_of_sample(number, len(pool), config)
+    draw = draw_of_sample(pool.facts(clip), number, config)
     sources = tuple(pool.view(clip, frame, config.generator.encoder.image_size) for frame in draw.sources)
     target = pool.view(clip, draw.target, config.resolution)
     sources, target = augmented(sources, target, number, config.seed, config.augment)

@@ -1,6 +1,6 @@
 """Tracked clips in folders as training data: their training frames, decoded at the size asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import fsspec
 
@@ -59,7 +59,7 @@ class FolderPool:
 
         return self._tracking[clip].view(frame, self._memory.pixels(clip, frame, size, read))
 
-    def prefetch(self, clips: Sequence[int]) -> None:
+    def prefetch(self, clip: int, frames: Callable[[ClipFacts], Sequence[FrameIndex]]) -> None:
         """Nothing to do."""
 
 

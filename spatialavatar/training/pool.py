@@ -60,8 +60,8 @@ class ClipPool(Protocol):
         """A frame, its longer side ``size`` pixels. Raises SpatialAvatarError for one that cannot be read."""
         ...
 
-    def prefetch(self, clips: Sequence[int]) -> None:
-        """These clips will be asked for next: a pool that reads from afar may begin."""
+    def prefetch(self, clip: int, frames: Callable[[ClipFacts], Sequence[FrameIndex]]) -> None:
+        """A clip, and the frames that this tells of it, will be asked for soon: who reads from afar may begin."""
         ...
 
 

@@ -1,16 +1,19 @@
-"""The shards of an ingested data set as training data: a clip is read whole when it is asked for, its frames decoded
-when they are drawn."""
+"""The shards of an ingested data set as training data: of a clip what is needed to draw is read, then what was drawn.
+
+The next clip and its frames are fetched while the present one's are decoded.
+"""
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from spatialavatar.clip import FrameIndex, TrackedClip
-from spatialavatar.clip.square import SquarePicture, square_picture
+from spatialavatar.clip import EncodedFrame, FrameIndex, TrackedClip
+from spatialavatar.clip.square import square_picture
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head import HeadModel
 from spatialavatar.shards.manifest import open_shards
@@ -19,6 +22,7 @@ from spatialavatar.training.pool import Memory, Tracking, View
 from spatialavatar.training.samplers import ClipFacts
 
 CLIPS_HELD = 2  # the one that is drawn from, and the next
+FETCHERS = 8
 
 
 class ShardPool:
@@ -44,8 +48,10 @@ class ShardPool:
                 f"(part '{data.part}'): it takes two frames of a person outside the test set"
             )
         self._memory = Memory(memory_gb)
-        self._opened: OrderedDict[int, Future[tuple[TrackedClip, Tracking]]] = OrderedDict()
-        self._reader: ThreadPoolExecutor | None = None
+        self._held: OrderedDict[int, Future[_Held]] = OrderedDict()
+        # one thread opens clips in the order asked for; several fetch pictures, for a store takes its time for each
+        self._opener = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shards-clips")
+        self._fetchers = ThreadPoolExecutor(max_workers=FETCHERS, thread_name_prefix="shards-frames")
 
     def __len__(self) -> int:
         return len(self._clips)
@@ -59,38 +65,54 @@ class ShardPool:
         return f"{self._shards.location}#{self._shards.entry(self._clips[clip]).key}"
 
     def facts(self, clip: int) -> ClipFacts:
-        return self._clip(clip)[1].facts
+        return self._opened(clip).tracking.facts
 
     def view(self, clip: int, frame: FrameIndex, size: int) -> View:
-        def read() -> SquarePicture:
-            return square_picture(self._clip(clip)[0], frame, size)
+        held = self._opened(clip)
+        pixels = self._memory.pixels(clip, frame, size, lambda: square_picture(held.clip, frame, size))
+        return held.tracking.view(frame, pixels)
 
-        return self._clip(clip)[1].view(frame, self._memory.pixels(clip, frame, size, read))
+    def prefetch(self, clip: int, frames: Callable[[ClipFacts], Sequence[FrameIndex]]) -> None:
+        opening = self._opening(clip)
 
-    def prefetch(self, clips: Sequence[int]) -> None:
-        for clip in clips:
-            self._reading(clip)
+        def fetch() -> None:
+            held = opening.result()
+            for frame in dict.fromkeys(frames(held.tracking.facts)):
+                held.ahead[frame] = self._fetchers.submit(held.read_frame, frame)
 
-    def _clip(self, clip: int) -> tuple[TrackedClip, Tracking]:
-        return self._reading(clip).result()
+        self._opener.submit(fetch)
 
-    def _reading(self, clip: int) -> Future[tuple[TrackedClip, Tracking]]:
-        """The clip, perhaps still under way; the latest few are held, for a clip may be hundreds of megabytes."""
-        if clip in self._opened:
-            self._opened.move_to_end(clip)
-        else:
-            if self._reader is None:
-                self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shards")
-            self._opened[clip] = self._reader.submit(self._read, clip)
-            while len(self._opened) > CLIPS_HELD:
-                self._opened.popitem(last=False)
-        return self._opened[clip]
+    def _opened(self, clip: int) -> "_Held":
+        return self._opening(clip).result()
 
-    def _read(self, clip: int) -> tuple[TrackedClip, Tracking]:
+    def _opening(self, clip: int) -> "Future[_Held]":
+        """The clip, perhaps still under way; only the latest few are held."""
         if not 0 <= clip < len(self):
             raise IndexError(f"clip {clip} of {len(self)}")
+        if clip in self._held:
+            self._held.move_to_end(clip)
+        else:
+            self._held[clip] = self._opener.submit(self._open, clip)
+            while len(self._held) > CLIPS_HELD:
+                self._held.popitem(last=False)
+        return self._held[clip]
+
+    def _open(self, clip: int) -> "_Held":
         read = self._shards.clip(self._clips[clip])
-        return read, Tracking.of_clip(self._head, read)
+        ahead: dict[FrameIndex, Future[EncodedFrame]] = {}
+
+        def read_frame(index: FrameIndex) -> EncodedFrame:
+            return ahead[index].result() if index in ahead else read.read_frame(index)
+
+        return _Held(replace(read, read_frame=read_frame), Tracking.of_clip(self._head, read), read.read_frame, ahead)
+
+
+@dataclass(frozen=True)
+class _Held:
+    clip: TrackedClip  # takes from ``ahead`` what is there
+    tracking: Tracking
+    read_frame: Callable[[FrameIndex], EncodedFrame]
+    ahead: dict[FrameIndex, Future[EncodedFrame]]  # pictures that are on their way
 
 
 def is_held_out(identity: str, share: float) -> bool:

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import overload
 
+from spatialavatar.clip import FrameIndex
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head import HeadModel
-from spatialavatar.training.batch import PackedBatch, make_example, pack
+from spatialavatar.training.batch import PackedBatch, clip_of_sample, draw_of_sample, make_example, pack
 from spatialavatar.training.config import DataConfig, TrainConfig
 from spatialavatar.training.pool import ClipPool, open_pool
-from spatialavatar.training.samplers import clip_of, visit_of
+from spatialavatar.training.samplers import ClipFacts
 
 AHEAD = 2  # batches that are prepared while a step runs
 PART_ROWS = 8  # at most: few enough that the first batch comes soon, and that many prepare one batch
@@ -83,18 +84,23 @@ class Plan(Sequence[Part]):
 
 def prepare(pool: ClipPool, config: TrainConfig, part: Part) -> list[PackedBatch]:
     """Of each step of a part, its rows. Raises SpatialAvatarError for a frame that cannot be read."""
-    draws = config.sampler.draws_per_clip
 
-    def number(step: int, row: int) -> int:
-        return (part.first_step + step) * config.batch_size + part.first_row + row
+    def numbers(row: int) -> list[int]:
+        return [(part.first_step + step) * config.batch_size + part.first_row + row for step in range(part.steps)]
 
-    clips = [
-        clip_of(visit_of(number(0, row), config.batch_size, draws), len(pool), config.seed) for row in range(part.rows)
-    ]
+    def announce(row: int) -> None:
+        def frames(facts: ClipFacts) -> list[FrameIndex]:
+            draws = [draw_of_sample(facts, number, config) for number in numbers(row)]
+            return [frame for draw in draws for frame in (*draw.sources, draw.target)]
+
+        pool.prefetch(clip_of_sample(numbers(row)[0], len(pool), config), frames)
+
     examples = []
+    announce(0)
     for row in range(part.rows):
-        pool.prefetch(clips[row + 1 : row + 2])
-        examples.append([make_example(pool, number(step, row), config) for step in range(part.steps)])
+        if row + 1 < part.rows:
+            announce(row + 1)
+        examples.append([make_example(pool, number, config) for number in numbers(row)])
     return [pack([of_row[step] for of_row in examples]) for step in range(part.steps)]
 
 

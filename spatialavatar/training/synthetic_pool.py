@@ -3,7 +3,7 @@
 Capture n shows person n in motion n, in the light and from the cameras drawn by n.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -49,7 +49,7 @@ class SyntheticPool:
 
         return self._tracked(clip).view(frame, self._memory.pixels(clip, frame, size, render))
 
-    def prefetch(self, clips: Sequence[int]) -> None:
+    def prefetch(self, clip: int, frames: Callable[[ClipFacts], Sequence[FrameIndex]]) -> None:
         """Nothing to do."""
 
     def _tracked(self, clip: int) -> Tracking:

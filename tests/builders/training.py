@@ -1,7 +1,7 @@
 """Tiny training configurations for tests, on tracked clips that the tests write."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +106,8 @@ class RecordedPool:
         self.asked.append((clip, frame, size))
         return self.pool.view(clip, frame, size)
 
-    def prefetch(self, clips: Sequence[int]) -> None:
-        self.pool.prefetch(clips)
+    def prefetch(self, clip: int, frames: Callable[[ClipFacts], Sequence[FrameIndex]]) -> None:
+        self.pool.prefetch(clip, frames)
 
 
 def equal_batches(a: Batch, b: Batch) -> bool:

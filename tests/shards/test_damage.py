@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from tests.builders.shards import tiny_shards, tiny_take
 
 FOLDER = "memory://shards/damage"
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-LISTED = [False, False, False, True, True, True]
+BEFORE = [False, False, False, False]  # the columns before the pictures, none of them lists
 NAMES = ["manifest.json", "manifest.parquet", "rejected.jsonl", "shards/00000.json", "shards/00000.parquet"]
 
 
@@ -84,7 +85,8 @@ def test_bytes_of_any_file(sound: dict[str, bytes], name: str, data: st.DataObje
 @FEW
 @given(data=st.data(), number=st.integers(0, 1))
 def test_a_changed_bit_of_a_row_is_noticed(sound: dict[str, bytes], data: st.DataObject, number: int) -> None:
-    """And the other rows of the shard are read all the same."""
+    """Or changes nothing that is read, where it lies between pictures, unless the row is read whole. The other rows of
+    the shard are read all the same."""
     name = "shards/00000.parquet"
     shards = open_shards(FOLDER)
     changed = bytearray(sound[name])
@@ -92,63 +94,99 @@ def test_a_changed_bit_of_a_row_is_noticed(sound: dict[str, bytes], data: st.Dat
     changed[at] ^= 1 << data.draw(st.integers(0, 7))
     files.write_bytes(files.join(FOLDER, name), bytes(changed))
     try:
-        with pytest.raises(SpatialAvatarError, match=rf"00000\.parquet#clip{number}: .* not those that were written"):
-            shards.clip(number)
+        message = rf"00000\.parquet#clip{number}: .* not those that were written"
+        with pytest.raises(SpatialAvatarError, match=message):
+            shards.clip(number, whole=True)
+        try:
+            found = content(shards.clip(number))
+            assert at >= shards.entry(number).pictures
+            assert found == content(tiny_take(number, cameras=2, instants=2, has_region=True))
+        except SpatialAvatarError as e:
+            assert re.search(message, str(e))
         assert shards.clip(1 - number).identity == f"tiny{1 - number}"
     finally:
         files.write_bytes(files.join(FOLDER, name), sound[name])
 
 
-def read_hostile(entry: ClipEntry, row: bytes) -> TrackedClip | None:
-    """Read bytes as a row whose sum is right."""
-    files.write_bytes(shard_file("memory://shards/hostile", entry.shard), b"PAR1" + row)
-    named = dataclasses.replace(entry, start=4, end=4 + len(row), crc32=zlib.crc32(row))
-    try:
-        clip = read_clip("memory://shards/hostile", named)
-        for index in clip.header.frames():
-            clip.encoded(index)
-    except SpatialAvatarError as e:
-        assert "\n" not in str(e) and str(e).startswith("memory://shards/hostile/shards/00000.parquet#clip0: ")
-        return None
-    return clip
+Row = tuple[bytes, bytes]  # what is before the pictures, and they
+
+
+def read_hostile(entry: ClipEntry, row: Row) -> TrackedClip | None:
+    """Read bytes as a row whose sums are right."""
+    before, pictures = row
+    files.write_bytes(shard_file("memory://shards/hostile", entry.shard), b"PAR1" + before + pictures)
+    named = dataclasses.replace(
+        entry,
+        start=4,
+        pictures=4 + len(before),
+        end=4 + len(before) + len(pictures),
+        crc32=zlib.crc32(before),
+        pictures_crc32=zlib.crc32(pictures),
+    )
+    found = []
+    for whole in (False, True):
+        try:
+            clip = read_clip("memory://shards/hostile", named, whole)
+            found.append((clip, content(clip)))
+        except SpatialAvatarError as e:
+            assert "\n" not in str(e) and str(e).startswith("memory://shards/hostile/shards/00000.parquet#clip0: ")
+            found.append((None, None))
+    assert found[0][1] == found[1][1]
+    return found[0][0]
 
 
 @FEW
 @given(data=st.data())
 def test_damaged_rows_whose_sum_is_right(sound: dict[str, bytes], entry: ClipEntry, data: st.DataObject) -> None:
-    row = sound["shards/00000.parquet"][entry.start : entry.end]
-    read_hostile(entry, damaged(data, row))
+    before, pictures = written_row(sound, entry)
+    if data.draw(st.booleans()):
+        read_hostile(entry, (damaged(data, before), pictures))
+    else:
+        read_hostile(entry, (before, damaged(data, pictures)))
 
 
 @FEW
 @given(data=st.binary(max_size=200))
 def test_any_bytes_as_a_row(entry: ClipEntry, data: bytes) -> None:
     if data:
-        assert read_hostile(entry, data) is None
+        assert read_hostile(entry, (data, b"x")) is None
     with pytest.raises(ValueError):
-        read_values(data, LISTED, 10)
+        read_values(memoryview(data), BEFORE, 10)
 
 
 @FEW
 @given(data=st.data())
 def test_every_truncation_of_a_row_is_noticed(sound: dict[str, bytes], entry: ClipEntry, data: st.DataObject) -> None:
-    row = sound["shards/00000.parquet"][entry.start : entry.end]
-    assert read_hostile(entry, row) is not None
-    assert read_hostile(entry, row[: data.draw(st.integers(1, len(row) - 1))]) is None
-    assert read_hostile(entry, row + data.draw(st.binary(min_size=1, max_size=50))) is None
+    before, pictures = written_row(sound, entry)
+    assert read_hostile(entry, (before, pictures)) is not None
+    assert read_hostile(entry, (before[: data.draw(st.integers(1, len(before) - 1))], pictures)) is None
+    assert read_hostile(entry, (before, pictures[: data.draw(st.integers(1, len(pictures) - 1))])) is None
+    surplus = data.draw(st.binary(min_size=1, max_size=50))
+    assert read_hostile(entry, (before + surplus, pictures)) is None
+    assert read_hostile(entry, (before, pictures + surplus)) is None
+
+
+def written_row(sound: dict[str, bytes], entry: ClipEntry) -> Row:
+    data = sound["shards/00000.parquet"]
+    return data[entry.start : entry.pictures], data[entry.pictures : entry.end]
 
 
 def row_of(sound: dict[str, bytes]) -> pa.Table:
     return pq.ParquetFile(io.BytesIO(sound["shards/00000.parquet"])).read_row_group(0)
 
 
-def hostile_row(table: pa.Table, **options: Any) -> bytes:
+def hostile_row(table: pa.Table, **options: Any) -> Row:
     """The bytes of a table's only row group, as Parquet's own writer lays them out."""
     chosen = {"compression": "none", "use_dictionary": False, "write_statistics": False, **options}
     buffer = io.BytesIO()
     pq.write_table(table, buffer, **chosen)
     data = buffer.getvalue()
-    return data[4 : len(data) - 8 - int.from_bytes(data[-8:-4], "little")]
+    row = data[4 : len(data) - 8 - int.from_bytes(data[-8:-4], "little")]
+    metadata = pq.read_metadata(io.BytesIO(data))
+    if not metadata.num_row_groups:
+        return b"x", b"x"
+    last = metadata.row_group(0).column(metadata.num_columns - 1).data_page_offset - 4
+    return row[:last] or b"x", row[last:] or b"x"
 
 
 def with_column(table: pa.Table, name: str, values: Any, kind: pa.DataType) -> pa.Table:
@@ -168,7 +206,7 @@ def test_the_hostile_rows_begin_as_sound_ones(sound: dict[str, bytes], entry: Cl
         {"compression": "snappy"},
         {"use_dictionary": True},
         {"data_page_version": "2.0"},
-        {"column_encoding": {"images.list.element": "DELTA_BYTE_ARRAY"}},
+        {"column_encoding": {"pictures.list.element": "DELTA_BYTE_ARRAY"}},
         {"column_encoding": {"header": "DELTA_LENGTH_BYTE_ARRAY"}},
     ],
     ids=str,
@@ -193,17 +231,18 @@ PICTURES = pa.list_(pa.large_binary())
         ("arrays", None, pa.large_binary()),
         ("arrays", 1.5, pa.float64()),
         ("arrays", b"", pa.large_binary()),
-        ("images", None, PICTURES),
-        ("images", [], PICTURES),
-        ("images", [b"x"] * 3, PICTURES),
-        ("images", [b"x"] * 5, PICTURES),
-        ("images", [b"x", None, b"x", b"x"], PICTURES),
-        ("images", [1, 2, 3, 4], pa.list_(pa.int64())),
-        ("images", b"x", pa.large_binary()),
-        ("images", [b"x"] * 100_000, PICTURES),
-        ("masks", None, PICTURES),
-        ("masks", [b"x"] * 3, PICTURES),
-        ("roi", [None] * 4, PICTURES),
+        ("index", None, pa.large_binary()),
+        ("index", b"", pa.large_binary()),
+        ("index", b"\xff" * 96, pa.large_binary()),
+        ("index", b"\x00" * 95, pa.large_binary()),
+        ("index", [7] * 12, pa.list_(pa.int64())),
+        ("pictures", None, PICTURES),
+        ("pictures", [], PICTURES),
+        ("pictures", [b"x"] * 11, PICTURES),
+        ("pictures", [b"x"] * 13, PICTURES),
+        ("pictures", [1, 2, 3, 4], pa.list_(pa.int64())),
+        ("pictures", b"x", pa.large_binary()),
+        ("pictures", [b"x"] * 100_000, PICTURES),
     ],
     ids=lambda value: str(value)[:30],
 )
@@ -216,18 +255,20 @@ def test_hostile_tables(sound: dict[str, bytes], entry: ClipEntry) -> None:
     for hostile in (
         pa.concat_tables([table, table]),
         table.slice(0, 0),
-        table.drop_columns(["roi"]),
+        table.drop_columns(["index"]),
+        table.drop_columns(["pictures"]),
         table.append_column("surplus", pa.array([1])),
         table.select(table.column_names[::-1]),
         pa.table({"x": [1]}),
     ):
-        assert read_hostile(entry, hostile_row(hostile) or b"x") is None
+        assert read_hostile(entry, hostile_row(hostile)) is None
 
 
 def test_pictures_may_be_anything_until_they_are_decoded(sound: dict[str, bytes], entry: ClipEntry) -> None:
-    clip = read_hostile(
-        entry, hostile_row(with_column(row_of(sound), "images", [b"", b"x", b"\xff\xd8", b""], PICTURES))
-    )
+    pieces = [b"", b"x", b"\xff\xd8", b""] * 3
+    index = np.array([[len(piece), zlib.crc32(piece)] for piece in pieces], "<u4").tobytes()
+    table = with_column(row_of(sound), "index", index, pa.large_binary())
+    clip = read_hostile(entry, hostile_row(with_column(table, "pictures", pieces, PICTURES)))
     assert clip is not None
     for index in clip.header.frames():
         with pytest.raises(SpatialAvatarError, match=r"00000\.parquet#clip0/images/00000._0.\.jpg: "):
@@ -303,9 +344,9 @@ def test_a_page_that_claims_more_than_there_is(sound: dict[str, bytes], entry: C
             coded, zigzag = coded + bytes([zigzag & 127 | 128]), zigzag >> 7
         coded += bytes([zigzag])
         header = b"\x15\x00\x15" + coded + b"\x15" + coded + b"\x2c\x15\x02\x15\x00\x15\x06\x15\x06\x00\x00"
-        assert read_hostile(entry, header + b"\x02\x00\x00\x00\x02\x01\x05\x00\x00\x00clip0") is None
+        assert read_hostile(entry, (header + b"\x02\x00\x00\x00\x02\x01\x05\x00\x00\x00clip0", b"x")) is None
     nested = b"\x1c" * 10_000
-    assert read_hostile(entry, nested) is None
+    assert read_hostile(entry, (nested, b"x")) is None
 
 
 def test_a_file_that_ends_early(sound: dict[str, bytes], tmp_path: Path) -> None:

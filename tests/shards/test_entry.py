@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head.reference import HeadReference
 from spatialavatar.shards import ClipEntry, Rejected, ShardRecord
-from spatialavatar.shards.entry import ENTRY_RULES
+from spatialavatar.shards.entry import ENTRY_RULES, Place
 from tests.builders.shards import tiny_take
 
 HEAD = HeadReference("tiny", "a" * 64, "Apache-2.0", "made for tests")
@@ -21,7 +21,9 @@ def record() -> ShardRecord:
     entries = []
     for i in range(2):
         header = dataclasses.replace(tiny_take(i, cameras=3, test_cameras=[1], test_from=3).header, head=HEAD)
-        entries.append(ClipEntry.of(f"people/{i}", header, "ab12", i, 4 + 100 * i, 104 + 100 * i, 7))
+        entries.append(
+            ClipEntry.of(f"people/{i}", header, "ab12", i, Place(4 + 100 * i, 50 + 100 * i, 104 + 100 * i, 7, 8))
+        )
     rejected = (Rejected("people/9", "s3://raw/people/9", "the PNG is truncated", 2),)
     return ShardRecord("ab12", 400, 204, 99, HEAD, tuple(entries), rejected, "settings")
 
@@ -34,7 +36,7 @@ def test_round_trip_through_json() -> None:
 def test_an_entry_counts_what_trains() -> None:
     entry = record().entries[0]
     assert (entry.instants, entry.train_instants, entry.cameras, entry.train_cameras) == (4, 3, 3, 2)
-    whole = ClipEntry.of("key", tiny_take().header, "ab12", 0, 4, 5, 0)
+    whole = ClipEntry.of("key", tiny_take().header, "ab12", 0, Place(4, 5, 6, 0, 0))
     assert (whole.train_instants, whole.train_cameras) == (4, 1)
 
 
@@ -53,6 +55,8 @@ def test_every_field_of_an_entry_has_a_rule() -> None:
         ("start", 3),  # in the file's first mark
         ("end", 205),  # in the footer
         ("end", 4),  # nothing
+        ("pictures", 4),  # nothing before them
+        ("pictures", 104),  # none
         ("end", 10**40),
         ("row_group", 1),
         ("shard", "../../etc/passwd"),

@@ -1,10 +1,12 @@
-"""A shard gives back what went into it, bit for bit, with one request a clip; and other Parquet readers can read it."""
+"""A shard gives back what went into it, bit for bit, in few requests; and other Parquet readers can read it."""
 
 import dataclasses
 import zlib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -47,6 +49,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert [entry.key for entry in record.entries] == list(clips)
     for entry, clip in zip(record.entries, clips.values()):
         require_equal(read_clip(tmp_path, entry), clip)
+        require_equal(read_clip(tmp_path, entry, whole=True), clip)
 
 
 def test_round_trip_of_a_folder(tmp_path: Path) -> None:
@@ -70,15 +73,16 @@ def test_parquets_own_reader_agrees(tmp_path: Path) -> None:
         row = read.read_row_group(i).to_pylist()[0]
         frames = [clip.encoded(index) for index in clip.header.frames()]
         assert row["key"] == key
-        assert row["images"] == [frame.image for frame in frames]
-        assert row["masks"] == ([frame.matte for frame in frames] if clip.matte_kind == "alpha" else None)
-        assert row["roi"] == ([frame.region for frame in frames] if clip.has_region else None)
+        pieces = [piece for f in frames for piece in (f.image, f.matte, f.region) if piece is not None]
+        assert row["pictures"] == pieces
+        pairs = np.frombuffer(row["index"], "<u4").reshape(-1, 2).tolist()
+        assert pairs == [[len(piece), zlib.crc32(piece)] for piece in pieces]
         again = read_clip(tmp_path, entry)
-        assert row["images"] == [again.encoded(index).image for index in again.header.frames()]
+        assert frames == [again.encoded(index) for index in again.header.frames()]
 
 
-def test_a_clip_is_one_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own row group's bytes, and nothing for its frames."""
+def test_what_is_asked_for_is_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One request for all but the pictures and one for each frame, or one for everything."""
     shards = tiny_shards("memory://shards/requests", clips=4)
     asked: list[tuple[Any, ...]] = []
     for name in ("cat_file", "open", "info", "ls", "exists", "size"):
@@ -89,12 +93,21 @@ def test_a_clip_is_one_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             return original(self, path, *args, **kw)
 
         monkeypatch.setattr(MemoryFileSystem, name, noting)
-    clip = shards.clip(3)
-    for index in clip.header.frames():
-        clip.frame(index)
     entry = shards.entry(3)
-    assert [a for a in asked if a[0] == "cat_file"] == [("cat_file", "00001.parquet", entry.start, entry.end)]
+    clip = shards.clip(3)
+    frames = clip.header.frames()
+    for index in frames:
+        clip.frame(index)
+    first, *others = [(start, end) for name, _, start, end in asked if name == "cat_file"]
+    assert first == (entry.start, entry.pictures) and len(others) == len(frames)
+    assert entry.pictures < others[0][0] and others[-1][1] == entry.end
+    assert all(end == start for (_, end), (start, _) in pairwise(others)), "frames lie side by side"
     assert {a[0] for a in asked} <= {"cat_file", "open"} and all(a[1] == "00001.parquet" for a in asked)
+    asked.clear()
+    whole = shards.clip(3, whole=True)
+    assert [whole.encoded(index) for index in frames] == [clip.encoded(index) for index in frames]
+    assert next(a for a in asked if a[0] == "cat_file") == ("cat_file", "00001.parquet", entry.start, entry.end)
+    assert len([a for a in asked if a[0] == "cat_file"]) == 1 + len(frames)
 
 
 def test_equal_clips_give_equal_bytes(tmp_path: Path) -> None:
@@ -112,7 +125,8 @@ def test_entries_name_the_bytes(tmp_path: Path) -> None:
     for entry, following in zip(record.entries, record.entries[1:]):
         assert entry.end == following.start
     for entry in record.entries:
-        assert zlib.crc32(data[entry.start : entry.end]) == entry.crc32
+        assert zlib.crc32(data[entry.start : entry.pictures]) == entry.crc32
+        assert zlib.crc32(data[entry.pictures : entry.end]) == entry.pictures_crc32
     assert zlib.crc32(data[record.footer_start :]) == record.footer_crc32
     assert record.footer_start + int.from_bytes(data[-8:-4], "little") + 8 == len(data)  # Parquet's own count
 
@@ -164,7 +178,7 @@ def test_texts_that_no_manifest_can_hold(tmp_path: Path) -> None:
 
 def test_too_many_bytes_for_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file, "LARGEST_PICTURES", 2500)
-    with pytest.raises(SpatialAvatarError, match=r"^take 0: its images take more than .* make them smaller"):
+    with pytest.raises(SpatialAvatarError, match=r"^take 0: its pictures take more than .* make them smaller"):
         ShardWriter(tmp_path / "x.parquet").add("one", tiny_take())
 
 
@@ -186,14 +200,14 @@ def test_a_damaged_picture_is_named_when_it_is_decoded(tmp_path: Path) -> None:
     [
         ("key", "other", "key is 'one' in the shard, 'other' in the manifest"),
         ("identity", "other", "identity is 'tiny0'"),
-        ("instants", 3, "more than 3 values"),
+        ("instants", 3, "instants is 4"),
         ("instants", 5, "instants is 4"),
         ("train_instants", 3, "train_instants is 4"),
         ("matte", "none", "matte is 'alpha'"),
         ("head_hash", "b" * 64, "head_hash is"),
         ("crc32", 1, "not those that were written"),
         ("start", 5, "not those that were written"),
-        ("end", 10**6, "ends after"),
+        ("pictures", 10**5, "cannot be a clip"),
         ("end", 1 << 40, "cannot be a clip"),
         ("shard", "0001", "no such file"),
     ],
@@ -203,6 +217,18 @@ def test_an_entry_that_does_not_fit_its_row(tmp_path: Path, field: str, value: A
     with pytest.raises(SpatialAvatarError, match=said) as raised:
         read_clip(tmp_path, dataclasses.replace(entry, **{field: value}))
     assert str(raised.value).startswith(shard_file(tmp_path, "0001" if field == "shard" else "0000"))
+
+
+def test_an_end_that_is_not_the_rows_is_found_at_the_first_frame(tmp_path: Path) -> None:
+    """The end alone places the pictures; their own sums tell."""
+    entries = write_shard(tmp_path, "0000", {"one": tiny_take(0), "two": tiny_take(1)}).entries
+    moved = dataclasses.replace(entries[0], end=entries[0].end + 8)
+    with pytest.raises(SpatialAvatarError, match=r"0000\.parquet#one: images/000001\.jpg: the bytes are not those"):
+        read_clip(tmp_path, moved).encoded(FrameIndex(1, 0))
+    with pytest.raises(SpatialAvatarError, match="not those that were written"):
+        read_clip(tmp_path, moved, whole=True)
+    with pytest.raises(SpatialAvatarError, match="ends after"):
+        read_clip(tmp_path, dataclasses.replace(entries[1], end=10**6)).encoded(FrameIndex(3, 0))
 
 
 def test_clips_of_a_thousand_frames(tmp_path: Path) -> None:
@@ -225,7 +251,6 @@ def test_columns() -> None:
         "key": "string",
         "header": "string",
         "arrays": "large_binary",
-        "images": "list<item: large_binary>",
-        "masks": "list<item: large_binary>",
-        "roi": "list<item: large_binary>",
+        "index": "large_binary",
+        "pictures": "list<item: large_binary>",
     }

@@ -46,26 +46,49 @@ def test_views_are_those_of_folders(data: str, tmp_path: Path) -> None:
         assert equal_batches(ours.unpacked(), theirs.unpacked())
 
 
-def test_each_clip_is_read_with_one_request(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pool = pool_of(data)
-    pool.view(0, FrameIndex(0, 0), 16), pool.view(2, FrameIndex(0, 0), 16)  # the footers of both shards
-    asked: list[str] = []
+def recorded_reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The ranges of shards' bytes that are read from now on."""
+    asked: list[tuple[int, int]] = []
     read = files.read_range
-    monkeypatch.setattr(files, "read_range", lambda where, *range: asked.append(str(where)) or read(where, *range))
-    for frame in range(5):
-        pool.view(1, FrameIndex(frame, 0), 16)
-        pool.facts(1)
-    assert len(asked) == 1
+    monkeypatch.setattr(
+        files, "read_range", lambda where, start, end: asked.append((start, end)) or read(where, start, end)
+    )
+    return asked
 
 
-def test_few_clips_are_held_and_the_next_is_fetched_ahead(data: str) -> None:
+def test_only_what_is_drawn_is_read(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = pool_of(data)
-    for clip in range(6):
-        pool.prefetch([clip, clip + 1])
-        first, ahead = pool._opened[clip], pool._opened[clip + 1]
+    asked = recorded_reads(monkeypatch)
+    for _ in range(3):
+        pool.facts(1)
+        pool.view(1, FrameIndex(2, 0), 16)
+    entry = pool._shards.entry(1)
+    assert asked[0] == (entry.start, entry.pictures)
+    assert len(set(asked[1:])) == 1 and entry.pictures < asked[1][0] < asked[1][1] < entry.end
+
+
+def test_what_was_announced_is_read_once_and_ahead(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = pool_of(data)
+    asked = recorded_reads(monkeypatch)
+    frames = [FrameIndex(3, 0), FrameIndex(1, 0), FrameIndex(3, 0)]
+    pool.prefetch(4, lambda facts: frames)
+    expected = pool_of(data)
+    for _ in range(2):
+        for frame in frames:
+            assert np.array_equal(pool.view(4, frame, 16).pixels.image, expected.view(4, frame, 16).pixels.image)
+    entry = pool._shards.entry(4)
+    ours = [r for r in set(asked) if entry.start <= r[0] < entry.end]
+    assert len(ours) == 3
+    pool.view(4, FrameIndex(0, 0), 16)
+    assert pool._opened(4).ahead.keys() == set(frames), "what was not announced is read all the same"
+
+
+def test_few_clips_are_held(data: str) -> None:
+    pool = pool_of(data)
+    for clip in (0, 1, 0, 2, 3, 4, 5):
+        pool.prefetch(clip, lambda facts: [FrameIndex(0, 0)])
         pool.facts(clip)
-        assert first is pool._opened[clip] and ahead is pool._opened[clip + 1], "not asked for twice"
-        assert len(pool._opened) <= CLIPS_HELD
+        assert len(pool._held) <= CLIPS_HELD and clip in pool._held
 
 
 def test_parts_are_of_people_and_for_ever(tmp_path: Path) -> None:
