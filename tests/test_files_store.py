@@ -179,7 +179,12 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+RARER = ("internal", "dropped", "cut-at-once")
+
+
+@pytest.mark.parametrize(
+    "fault", ["busy", "answer-lost", "cut", "silent", *(pytest.param(f, marks=pytest.mark.slow) for f in RARER)]
+)
 def test_a_failing_store_is_asked_again(folder: str, faulty_store: FaultyStore, fault: str) -> None:
     struck = 0
     for name, task in TASKS.items():
@@ -199,7 +204,7 @@ def test_answers_that_are_slow_but_come(folder: str, faulty_store: FaultyStore) 
     assert files.read_bytes(f"{folder}/a.bin") == CONTENT
 
 
-@pytest.mark.parametrize("fault", ["busy", "internal", "dropped", "cut"])
+@pytest.mark.parametrize("fault", ["busy", "dropped", "cut"])
 def test_giving_up_is_said_in_one_line(folder: str, faulty_store: FaultyStore, fault: str) -> None:
     faulty_store.inject(Fault(**{**vars(FAULTS[fault]), "times": EVERY}))
     for ask in (

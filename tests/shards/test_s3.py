@@ -94,6 +94,7 @@ ALL_KINDS = (
 )
 
 
+@pytest.mark.slow
 def test_what_a_sound_store_gets(in_store: IngestConfig, on_disk: Path) -> None:
     assert ingest(in_store) == EXPECTED
     check_equal(in_store.output, on_disk)
@@ -138,6 +139,7 @@ def test_a_store_that_goes_down_leaves_whole_shards_only(
     check_equal(in_store.output, on_disk)
 
 
+@pytest.mark.slow
 def test_an_upload_that_never_ends_is_no_shard(
     in_store: IngestConfig, on_disk: Path, faulty_store: FaultyStore
 ) -> None:
@@ -150,6 +152,7 @@ def test_an_upload_that_never_ends_is_no_shard(
     check_equal(in_store.output, on_disk)
 
 
+@pytest.mark.slow
 def test_two_ingests_at_once(in_store: IngestConfig, on_disk: Path, faulty_store: FaultyStore) -> None:
     faulty_store.inject(*every(7, 20, *ALL_KINDS[:3]))
     with ThreadPoolExecutor(2) as threads:
@@ -174,16 +177,25 @@ def test_wrong_keys_are_said_at_once_and_reject_no_clip(in_store: IngestConfig, 
     assert rejected <= {"tracked/damaged"}
 
 
-def test_a_clip_is_one_request(in_store: IngestConfig, faulty_store: FaultyStore) -> None:
+def test_a_clip_is_one_request_and_each_frame_one_more_or_all_are_one(
+    in_store: IngestConfig, faulty_store: FaultyStore
+) -> None:
     ingest(in_store)
     shards = open_shards(in_store.output)
     for number in range(len(shards)):
+        entry = shards.entry(number)
         faulty_store.heal()
         clip = shards.clip(number)
-        assert len([clip.encoded(i) for i in clip.header.frames()]) > 3
-        (request,) = faulty_store.requests
-        entry = shards.entry(number)
-        assert request.range == f"bytes={entry.start}-{entry.end - 1}"
+        frames = clip.header.frames()
+        one_by_one = [clip.encoded(i) for i in frames]
+        ranges = [tuple(map(int, r.range.removeprefix("bytes=").split("-"))) for r in faulty_store.requests]
+        assert len(ranges) == 1 + len(frames)
+        assert ranges[0] == (entry.start, entry.pictures - 1)
+        assert all(entry.pictures <= first <= last < entry.end for first, last in ranges[1:])
+        faulty_store.heal()
+        whole = shards.clip(number, whole=True)
+        assert [whole.encoded(i) for i in frames] == one_by_one
+        assert [r.range for r in faulty_store.requests] == [f"bytes={entry.start}-{entry.end - 1}"]
     faulty_store.heal()
     open_shards(in_store.output)
     assert len(faulty_store.requests) <= 5
@@ -194,10 +206,20 @@ def test_an_object_that_lost_its_end_is_named(in_store: IngestConfig, faulty_sto
     shards = open_shards(in_store.output)
     entry = shards.entry(len(shards) - 1)
     where = f"{in_store.output}/shards/{entry.shard}.parquet"
-    faulty_store.put(where, files.read_bytes(where)[: entry.start + 100])
-    with pytest.raises(SpatialAvatarError, match=entry.shard) as e:
-        shards.clip(len(shards) - 1)
-    assert not isinstance(e.value, StoreError)  # the store is sound, what it holds is not
+    content = files.read_bytes(where)
+
+    def read(whole: bool) -> None:
+        clip = shards.clip(len(shards) - 1, whole)
+        for index in clip.header.frames():
+            clip.encoded(index)
+
+    for left in (entry.start + 100, entry.pictures, entry.end - 1):
+        faulty_store.put(where, content[:left])
+        for whole in (False, True):
+            with pytest.raises(SpatialAvatarError, match=entry.shard) as e:
+                read(whole)
+            assert not isinstance(e.value, StoreError)  # the store is sound, what it holds is not
+            assert "truncated" in str(e.value)
 
 
 # the training stream
