@@ -24,7 +24,7 @@ from spatialavatar.training.pool import ClipPool, open_pool
 from spatialavatar.training.samplers import ClipFacts
 
 AHEAD = 2  # batches that are prepared while a step runs
-PART_ROWS = 8  # at most: few enough that the first batch comes soon, and that many prepare one batch
+PART_SAMPLES = 8  # at most: few enough that the first batch comes soon and that many prepare one batch
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,9 @@ class Plan(Sequence[Part]):
 
     def __init__(self, config: TrainConfig, first_step: int = 0, share: Share | None = None) -> None:
         self.rows = (share or Share()).rows(config.batch_size)
-        self.parts_of_window = len(range(0, len(self.rows), PART_ROWS))
         self._first_step, self._steps, self._draws = first_step, config.steps, config.sampler.draws_per_clip
+        self._rows_of_part = max(1, PART_SAMPLES // self._draws)
+        self.parts_of_window = len(range(0, len(self.rows), self._rows_of_part))
 
     def __len__(self) -> int:
         windows = -(-self._steps // self._draws) - self._first_step // self._draws
@@ -78,8 +79,8 @@ class Plan(Sequence[Part]):
         window, part = divmod(index, self.parts_of_window)
         start = (self._first_step // self._draws + window) * self._draws
         first, end = max(start, self._first_step), min(start + self._draws, self._steps)
-        row = self.rows.start + part * PART_ROWS
-        return Part(first, end - first, row, min(PART_ROWS, self.rows.stop - row))
+        row = self.rows.start + part * self._rows_of_part
+        return Part(first, end - first, row, min(self._rows_of_part, self.rows.stop - row))
 
 
 def prepare(pool: ClipPool, config: TrainConfig, part: Part) -> list[PackedBatch]:

@@ -211,7 +211,13 @@ def test_what_does_not_go_together_is_one_line_and_exit_2(  # type: ignore[no-un
 
 
 def test_one_person_in_clips_of_two_names(world: World, run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    command = ["reconstruct", f"{world.clip.location}#1", f"{world.driver.location}#0", "--checkpoint", world.checkpoint]
+    command = [
+        "reconstruct",
+        f"{world.clip.location}#1",
+        f"{world.driver.location}#0",
+        "--checkpoint",
+        world.checkpoint,
+    ]
     result = run(*command, "--head", world.head, "--identity", "anna", "--out", tmp_path / "a")
     assert result.code == 0, result.err
     assert read_avatar(tmp_path / "a").identity == "anna"

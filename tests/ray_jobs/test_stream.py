@@ -10,7 +10,7 @@ from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.training.batch import PackedBatch
 from spatialavatar.training.config import TrainConfig
 from spatialavatar.training.folder_pool import FolderPool
-from spatialavatar.training.stream import PART_ROWS, Share, batches
+from spatialavatar.training.stream import PART_SAMPLES, Share, batches
 from tests.builders.clips import tiny_clip, tiny_head
 from tests.builders.training import tiny_batches
 
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(folder: Path, **changes: Any) -> TrainConfig:
-    changes = {"steps": STEPS, "batch_size": PART_ROWS + 4, "sampler": {"draws_per_clip": 3}, **changes}
+    changes = {"steps": STEPS, "batch_size": PART_SAMPLES + 4, "sampler": {"draws_per_clip": 3}, **changes}
     return tiny_batches(f"{folder}/*", **changes)
 
 
@@ -64,7 +64,7 @@ def test_several_data_sets_in_a_row(ray_cluster: str, folder: Path, monkeypatch:
 
     config = settings(folder)
     expected = list(batches(FolderPool([f"{folder}/*"], tiny_head(), 1.0), config))
-    monkeypatch.setattr(stream, "PARTS_AT_ONCE", 3)  # six parts in all
+    monkeypatch.setattr(stream, "PARTS_AT_ONCE", 5)  # of eighteen
     found = list(stream.ray_batches(tiny_head(), config, workers=2))
     assert len(found) == STEPS and all(equal(a, b) for a, b in zip(found, expected, strict=True))
 

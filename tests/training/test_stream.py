@@ -15,7 +15,7 @@ from spatialavatar.training.config import TrainConfig
 from spatialavatar.training.folder_pool import FolderPool
 from spatialavatar.training.pool import View
 from spatialavatar.training.samplers import clip_of, visit_of
-from spatialavatar.training.stream import AHEAD, PART_ROWS, Plan, Share, batches, prepare, worker_batches
+from spatialavatar.training.stream import AHEAD, PART_SAMPLES, Plan, Share, batches, prepare, worker_batches
 from tests.builders.clips import tiny_clip, tiny_head
 from tests.builders.training import RecordedPool, equal_batches, tiny_batches
 
@@ -54,12 +54,12 @@ def test_draws_of_a_visit_share_a_clip_in_as_many_steps_and_no_batch_holds_two()
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize("draws", [1, 3])
 def test_a_plan_covers_every_row_of_every_step_once(folder: Path, first_step: int, world: int, draws: int) -> None:
-    size, steps = 2 * PART_ROWS + 6, 10
+    size, steps = 2 * PART_SAMPLES + 6, 10
     config = settings(folder, batch_size=size, steps=steps, sampler={"draws_per_clip": draws})
     covered: Counter[tuple[int, int]] = Counter()
     for rank in range(world):
         for part in Plan(config, first_step, Share(rank, world)):
-            assert 1 <= part.rows <= PART_ROWS
+            assert 1 <= part.rows * part.steps <= PART_SAMPLES
             assert part.first_step // draws == (part.first_step + part.steps - 1) // draws, "two windows in one part"
             covered.update(
                 (part.first_step + step, part.first_row + row) for step in range(part.steps) for row in range(part.rows)
@@ -72,7 +72,7 @@ def test_a_plan_covers_every_row_of_every_step_once(folder: Path, first_step: in
 @pytest.mark.parametrize("phase", [1, 2])
 @pytest.mark.parametrize("draws", [1, 3])
 def test_batches_made_ahead_are_the_batches(pool: FolderPool, folder: Path, phase: int, draws: int) -> None:
-    config = settings(folder, phase=phase, sampler={"draws_per_clip": draws}, batch_size=PART_ROWS + 2)
+    config = settings(folder, phase=phase, sampler={"draws_per_clip": draws}, batch_size=PART_SAMPLES + 2)
     direct = [make_batch(pool, step, config) for step in range(config.steps)]
     fresh = FolderPool([f"{folder}/*"], tiny_head(), 0.0)
     ahead = unpacked(batches(fresh, config))
@@ -116,7 +116,9 @@ def test_processes_prepare_the_same_batches_in_the_same_order(folder: Path, work
 def test_a_clip_is_read_once_for_all_its_draws(pool: FolderPool, folder: Path) -> None:
     config = settings(folder, sampler={"draws_per_clip": 4}, batch_size=3)
     recorded = RecordedPool(pool)
-    prepare(recorded, config, Plan(config)[0])
+    plan = Plan(config)
+    for part in plan[: plan.parts_of_window]:
+        prepare(recorded, config, part)
     order = [clip for clip, _, _ in recorded.asked]
     changes = sum(a != b for a, b in pairwise(order))
     assert changes == len(set(order)) - 1 == 2
