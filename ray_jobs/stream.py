@@ -22,6 +22,7 @@ from spatialavatar.training.pool import ClipPool, open_pool
 from spatialavatar.training.stream import Plan, Share, assembled, prepare, share_of_memory
 
 PARTS_AT_ONCE = 2048  # in one Ray data set: each is planned up front and costs the driver some kilobytes
+BLOCK = 8 << 20  # bytes; large ones fill a small object store and are spilled
 ERROR = b"error: "  # stands before a message in place of a batch, whose first bytes are a short length
 
 
@@ -80,6 +81,7 @@ def _prepared(
         options = parts.context.execution_options
         options.preserve_order = True
         options.resource_limits = ExecutionResources(cpu=workers, object_store_memory=store / 2)
+        parts.context.target_max_block_size = BLOCK
         parts.context.enable_progress_bars = False
         parts.context.print_on_execution_start = False
         rows = _rows(parts)

@@ -119,7 +119,7 @@ def _jpeg_size(data: bytes) -> EncodedSize:
             size = EncodedSize("jpg", width, height)
         at += 2 + length
         if marker == 0xDA:  # start of scan
-            if size is None or data.find(b"\xff\xd9", at) < 0:
+            if size is None or data.rfind(b"\xff\xd9", at) < 0:
                 break
             return size
     raise ValueError("the JPEG is truncated or damaged")

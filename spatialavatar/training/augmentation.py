@@ -22,6 +22,8 @@ def augmented(
     sources: tuple[View, ...], target: View, number: int, seed: int, config: AugmentConfig
 ) -> tuple[tuple[View, ...], View]:
     """The frames of sample ``number``; a function of (seed, number) and of what is given."""
+    if not (config.color or config.framing):
+        return sources, target
     rng = generator_for(seed, Stream.AUGMENT, number)
     gain, gamma = np.exp(config.color * rng.uniform(-1, 1, (2, 3)))
     zoom = np.exp(config.framing * rng.uniform(-1, 1, len(sources)))

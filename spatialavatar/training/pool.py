@@ -7,7 +7,7 @@ held in memory as 8-bit pictures as far as the budget goes; what is held and wha
 
 import threading
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
@@ -77,6 +77,7 @@ class Tracking:
     height: int
     facts: ClipFacts
     black_only: bool
+    _squares: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
     def of(
@@ -117,14 +118,19 @@ class Tracking:
 
     def view(self, frame: FrameIndex, pixels: SquarePicture) -> View:
         """The frame with its numbers, all moved onto the square of ``pixels``."""
-        t, c = frame
-        size, own = len(pixels.image), (self.width, self.height)
-        camera = Camera(
-            self.world_to_camera[t, c][None], square_intrinsics(self.intrinsics[t, c][None], *own, size), size, size
-        )
-        known = self.face_box is not None
-        box = on_square(self.face_box[t, c], *own, size) if known else torch.full((4,), torch.nan)  # type: ignore[index]
-        return View(pixels, box, self.params[t], camera, self.black_only)
+        (t, c), size = frame, len(pixels.image)
+        if size not in self._squares:
+            self._squares[size] = self._on_square(size)
+        intrinsics, face_box = self._squares[size]
+        camera = Camera(self.world_to_camera[t, c][None], intrinsics[t, c][None], size, size)
+        return View(pixels, face_box[t, c], self.params[t], camera, self.black_only)
+
+    def _on_square(self, size: int) -> tuple[Float[torch.Tensor, "T C 3 3"], Float[torch.Tensor, "T C 4"]]:
+        """Intrinsics and face boxes of all frames, moved onto squares."""
+        own, frames = (self.width, self.height), self.intrinsics.shape[:2]
+        intrinsics = square_intrinsics(self.intrinsics.flatten(0, 1), *own, size).unflatten(0, frames)
+        unknown = torch.full((*frames, 4), torch.nan)
+        return intrinsics, unknown if self.face_box is None else on_square(self.face_box, *own, size)
 
 
 class Memory:
