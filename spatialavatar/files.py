@@ -295,6 +295,8 @@ def remove(location: Location) -> None:
     def delete() -> None:
         with contextlib.suppress(FileNotFoundError):
             fs.rm(path, recursive=True)
+        if not is_local(location) and fs.exists(path):  # S3's client says nothing of files that were not removed
+            raise OSError("it is still there after its removal")
 
     _asked(location, delete)
 

@@ -84,6 +84,18 @@ def test_remove_takes_a_folder_and_no_neighbour(folder: str) -> None:
     assert files.read_bytes(f"{folder}2/c.bin") == b"c"
 
 
+def test_what_the_store_does_not_remove_is_said(folder: str, faulty_store: FaultyStore) -> None:
+    """It answers a removal of many with 200 and, inside, what went wrong."""
+    kept = "<DeleteResult><Error><Key>data/take/a.bin</Key><Code>{}</Code></Error></DeleteResult>"
+    kept_once = Fault("answer", method="POST", path="delete", status=200, body=kept.format("InternalError"))
+    faulty_store.inject(kept_once)
+    files.remove(f"{folder}/a.bin")
+    assert files.list_folder(folder) == ["deep"] and faulty_store.pending() == 0
+    faulty_store.inject(Fault("answer", EVERY, "POST", "delete", status=200, body=kept.format("AccessDenied")))
+    with pytest.raises(StoreError, match="it is still there after its removal"):
+        files.remove(folder)
+
+
 def test_local_copies_of_a_file_and_of_a_folder(folder: str) -> None:
     with files.local_copy(f"{folder}/a.bin") as local:
         assert local.name == "a.bin" and local.read_bytes() == CONTENT

@@ -29,9 +29,9 @@ class Request(NamedTuple):
 class Fault:
     """What happens to the next ``times`` requests of ``method`` whose path holds ``path``, after ``skip`` of them.
 
-    answer: an error of ``status`` instead of the answer. drop: the connection is closed without an answer.
-    lose: the request is carried out, its answer dropped. cut: the answer's head, then only the share ``keep`` of its
-    body. wait: ``seconds`` before the answer.
+    answer: an error of ``status``, or ``body``, instead of the answer. drop: the connection is closed without an
+    answer. lose: the request is carried out, its answer dropped. cut: the answer's head, then only the share ``keep``
+    of its body. wait: ``seconds`` before the answer.
     """
 
     kind: Literal["answer", "drop", "lose", "cut", "wait"]
@@ -41,6 +41,7 @@ class Fault:
     skip: int = 0
     status: int = 503
     code: str = ""  # S3's word for the error; a usual one for the status when empty
+    body: str = ""  # XML, in place of one that says the error
     keep: float = 0.5
     seconds: float = 0.0
 
@@ -154,9 +155,8 @@ class FaultyStore:
         if fault.kind == "drop":
             self._drop(environ)
         code = fault.code or _CODES.get(fault.status, "BadRequest")
-        body = (
-            f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>told to fail: {code}</Message></Error>'.encode()
-        )
+        xml = fault.body or f"<Error><Code>{code}</Code><Message>told to fail: {code}</Message></Error>"
+        body = f'<?xml version="1.0"?>{xml}'.encode()
         start_response(
             f"{fault.status} {code}", [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
         )
