@@ -22,7 +22,8 @@ from ray_jobs.command import run, stop_on_term
 if TYPE_CHECKING:
     from spatialavatar.head.model import HeadModel
     from spatialavatar.shards.convert import Converted
-    from spatialavatar.shards.ingest import IngestConfig, Work
+    from spatialavatar.shards.ingest import Work
+    from spatialavatar.shards.ingest_config import IngestConfig
     from spatialavatar.shards.plan import Group
 
 CRASHES = 2  # of a group before it is taken apart, and of a single clip before it is rejected
@@ -75,6 +76,12 @@ def ingest(
     max_size: Annotated[
         int | None, typer.Option(metavar="PIXELS", min=8, max=8192, help="Reduce larger pictures to this longer side.")
     ] = None,
+    max_bad_frames: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE", min=0, max=1, help="Of a clip's frames, how many may have tracking that misses the face."
+        ),
+    ] = 0.05,
     clips_per_shard: Annotated[int, typer.Option(metavar="N", min=1, help="Clips in a file.")] = 64,
     limit: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Only the first N folders, for a trial.")
@@ -118,7 +125,8 @@ def ingest(
     from ray_jobs.connect import connect
     from spatialavatar.cli.console import progress, say
     from spatialavatar.errors import SpatialAvatarError
-    from spatialavatar.shards.ingest import Count, IngestConfig, finish, placed, prepare
+    from spatialavatar.shards.ingest import Count, finish, prepare
+    from spatialavatar.shards.ingest_config import IngestConfig, placed
 
     try:
         config = IngestConfig(
@@ -135,6 +143,7 @@ def ingest(
             tracking=None if tracking is None else placed(tracking),
             image_format=image_format,  # type: ignore[arg-type]
             max_size=max_size,
+            max_bad_frames=max_bad_frames,
             clips_per_shard=clips_per_shard,
             limit=limit,
         )

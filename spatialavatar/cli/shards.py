@@ -1,13 +1,12 @@
 """``spatialavatar shards``: look at an ingested data set and check it."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spatialavatar.cli.console import Update, progress, resolve_head, say
+from spatialavatar.cli.console import progress, resolve_head, say
 
 if TYPE_CHECKING:
     from spatialavatar.head import HeadModel
@@ -58,8 +57,8 @@ def verify(url: Url, head: Head = None) -> None:
 
     shards = open_shards(url)
     model = _find_head(shards, head)
-    with _progress("checking") as update:
-        faults = report.verify(shards, model, update)
+    with progress("checking", len(shards)) as update:
+        faults = report.verify(shards, model, lambda done, of: update(done))
     for fault in faults:
         typer.echo(str(fault))
     if faults:
@@ -112,6 +111,8 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "identities", f"{found['identities']:,}"
     yield "clips", f"{found['clips']:,} in {found['shards']:,} shards, {_size(found['bytes'])}"
     yield "frames", f"{found['frames']:,}, {found['train_frames']:,} of them to train on"
+    if found["bad_frames"]:
+        yield "", f"{found['bad_frames']:,} whose tracking misses the face, as --max-bad-frames allowed"
     hours = _hours(found["hours"])
     if found["camera_hours"] > 1.001 * found["hours"]:
         hours += f", {_hours(found['camera_hours'])} counted by camera"
@@ -155,17 +156,3 @@ def _find_head(shards: "ShardSet", given: str | None) -> "HeadModel | None":
             raise
         say(f"not checked: whether the posed head and its landmarks fit the pictures; {e}")
         return None
-
-
-@contextmanager
-def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Progress of work that learns its length as it starts."""
-    with ExitStack() as stack:
-        started: list[Update] = []
-
-        def update(done: int, of: int) -> None:
-            if not started:
-                started.append(stack.enter_context(progress(title, of)))
-            started[0](done)
-
-        yield update

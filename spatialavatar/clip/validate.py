@@ -1,7 +1,8 @@
 """Checking a whole clip: every fault with its file, frame and field.
 
 ``open_clip`` stops at the first fault of header and arrays; this goes on, decodes every picture, and looks whether the
-cameras see the head. ``validate_clip`` looks at a folder's files, ``check_clip`` at a clip that may be anywhere.
+cameras see the head. ``validate_clip`` looks at a folder's files; ``check_values``, ``check_geometry`` and
+``check_frame`` at the parts of a clip that may be anywhere.
 """
 
 import itertools
@@ -23,9 +24,9 @@ from spatialavatar.clip.header import (
     check_header,
     read_header_json,
 )
-from spatialavatar.clip.pictures import decode, encoded_size
+from spatialavatar.clip.pictures import EncodedFrame, decode, encoded_size
 from spatialavatar.clip.tracked_clip import Progress, TrackedClip, clip_folder
-from spatialavatar.errors import SpatialAvatarError, StoreError
+from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head.model import HeadModel
 from spatialavatar.head.params import HeadParams
 from spatialavatar.splat.camera import Camera
@@ -56,43 +57,45 @@ def validate_clip(
     except SpatialAvatarError as e:
         faults.append(Fault(PARAMS_FILE, None, "file", str(e).removeprefix(files.join(text, PARAMS_FILE) + ": ")))
     else:
-        faults += _check_numbers(header, arrays, head)
+        of_arrays = check_arrays(header, arrays)
+        # geometry is not looked at through broken numbers
+        sound = {name: array for name, array in arrays.items() if name not in {fault.field for fault in of_arrays}}
+        faults += of_arrays + _check_offset(sound, head) + check_geometry(header, sound, head)
     faults += _check_pictures(text, header, progress)
     return faults
 
 
-def check_clip(clip: TrackedClip, head: HeadModel | None = None, progress: Progress | None = None) -> list[Fault]:
-    """Every fault of a clip wherever its pictures are, in the same order; each frame is read and decoded once.
-
-    A store that does not answer is no fault of the clip: its StoreError goes through.
-    """
+def check_values(clip: TrackedClip, head: HeadModel | None = None) -> list[Fault]:
+    """Every fault of a clip's header and arrays; with ``head`` also where they do not fit it."""
     faults, header = check_header(clip.header.to_json())
     if header is None:
         return faults
     if head is not None:
         faults += _check_head(header, head)
-    faults += _check_numbers(header, clip.arrays(), head)
-    frames = header.frames()
-    for done, frame in enumerate(frames):
-        faults += _frame_faults(clip, header, frame)
-        if progress is not None:
-            progress(done + 1, len(frames))
+    arrays = clip.arrays()
+    return faults + check_arrays(header, arrays) + _check_offset(arrays, head)
+
+
+def check_frame(header: ClipHeader, index: FrameIndex, encoded: EncodedFrame) -> list[Fault]:
+    """Whether a frame's pictures are those that the header tells of, and decode."""
+    pieces: dict[Picture, bytes | None] = {"images": encoded.image, "masks": encoded.matte, "roi": encoded.region}
+    faults = []
+    for picture, data in pieces.items():
+        problem: tuple[str, str] | None = None
+        if (data is not None) != (picture in header.pictures):
+            said = f"clip.json says matte '{header.matte}', region {str(header.region).lower()}"
+            problem = "file", f"is missing: {said}" if data is None else f"is there, but {said}"
+        elif data is not None:
+            problem = _picture_problem(data, header, picture)
+        if problem:
+            faults.append(Fault(header.frame_file(picture, index), index, *problem))
     return faults
 
 
-def _check_numbers(header: ClipHeader, arrays: dict[str, np.ndarray], head: HeadModel | None) -> list[Fault]:
-    of_arrays = check_arrays(header, arrays)
-    # geometry is not looked at through broken numbers
-    sound = {name: array for name, array in arrays.items() if name not in {fault.field for fault in of_arrays}}
-    return of_arrays + check_geometry(header, sound, head)
-
-
 def check_geometry(header: ClipHeader, arrays: dict[str, np.ndarray], head: HeadModel | None) -> list[Fault]:
-    """Cameras that do not see the head, boxes and landmarks outside the image. ``arrays`` without faulty ones."""
+    """Frames whose tracking misses the face: cameras that do not see the head, a box outside the image, landmarks
+    elsewhere. ``arrays`` without faulty ones."""
     faults: list[Fault] = []
-    if head is not None and "static_offset" in arrays and len(arrays["static_offset"]) != head.vertex_count:
-        message = f"has {len(arrays['static_offset'])} rows, head '{head.info.id}' has {head.vertex_count} vertices"
-        faults.append(Fault(PARAMS_FILE, None, "static_offset", message))
     if "face_box" in arrays:
         faults += _check_boxes_inside(header, arrays["face_box"].astype(np.float64))
     if "world_to_camera" not in arrays or "intrinsics" not in arrays:
@@ -150,6 +153,13 @@ def _check_head(header: ClipHeader, head: HeadModel) -> list[Fault]:
         )
         faults.append(Fault(HEADER_FILE, None, "head.hash", message))
     return faults
+
+
+def _check_offset(arrays: dict[str, np.ndarray], head: HeadModel | None) -> list[Fault]:
+    if head is None or "static_offset" not in arrays or len(arrays["static_offset"]) == head.vertex_count:
+        return []
+    message = f"has {len(arrays['static_offset'])} rows, head '{head.info.id}' has {head.vertex_count} vertices"
+    return [Fault(PARAMS_FILE, None, "static_offset", message)]
 
 
 def _head_points(header: ClipHeader, arrays: dict[str, np.ndarray], head: HeadModel | None) -> torch.Tensor | None:
@@ -246,27 +256,6 @@ def _missing(header: ClipHeader, picture: Picture, present: set[FrameIndex]) -> 
     if more:
         message = f"{more} more are missing: clip.json says {header.instants} instants, {header.cameras} cameras"
         faults.append(Fault(f"{picture}/", None, "files", message))
-    return faults
-
-
-def _frame_faults(clip: TrackedClip, header: ClipHeader, frame: FrameIndex) -> list[Fault]:
-    try:
-        encoded = clip.encoded(frame)
-    except StoreError:
-        raise
-    except SpatialAvatarError as e:
-        return [Fault(header.frame_file("images", frame), frame, "content", str(e))]
-    pieces: dict[Picture, bytes | None] = {"images": encoded.image, "masks": encoded.matte, "roi": encoded.region}
-    faults = []
-    for picture, data in pieces.items():
-        problem: tuple[str, str] | None = None
-        if (data is not None) != (picture in header.pictures):
-            said = f"clip.json says matte '{header.matte}', region {str(header.region).lower()}"
-            problem = "file", f"is missing: {said}" if data is None else f"is there, but {said}"
-        elif data is not None:
-            problem = _picture_problem(data, header, picture)
-        if problem:
-            faults.append(Fault(header.frame_file(picture, frame), frame, *problem))
     return faults
 
 

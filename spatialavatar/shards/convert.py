@@ -1,14 +1,14 @@
 """One group of sources becomes one shard and its record.
 
-Each clip is read once, checked whole, converted where that is asked for, and appended. What is wrong with a clip is its
-own: it is noted as rejected and the others go on. What is wrong with a store, or with the disk that is written to, ends
-the group, which then has no record and is tried again by whoever plans next.
+Each clip is checked whole, converted where that is asked for, and appended; its pictures are read once. What is wrong
+with a clip is its own: it is noted as rejected and the others go on. What is wrong with a store, or with the disk that
+is written to, ends the group, which then has no record and is tried again by whoever plans next.
 """
 
 import contextlib
-import dataclasses
 import errno
 import fcntl
+import math
 import os
 import re
 import shutil
@@ -16,29 +16,28 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from spatialavatar import files
 from spatialavatar.clip.conversion import resized, with_image_format
-from spatialavatar.clip.header import FrameIndex, header_from_json, safe_identity
+from spatialavatar.clip.header import Fault, FrameIndex, header_from_json, safe_identity
 from spatialavatar.clip.importers import ImportOptions, open_source
 from spatialavatar.clip.importers.options import with_test_last
 from spatialavatar.clip.pictures import EncodedFrame
 from spatialavatar.clip.tracked_clip import TrackedClip, open_clip
-from spatialavatar.clip.validate import check_clip
+from spatialavatar.clip.validate import check_frame, check_geometry, check_values
 from spatialavatar.errors import SpatialAvatarError, StoreError
 from spatialavatar.head.model import HeadModel
 from spatialavatar.head.reference import HeadReference
-from spatialavatar.shards.entry import ClipEntry, Rejected, ShardFacts, ShardRecord
-from spatialavatar.shards.file import FOLDER, ShardWriter, shard_file
+from spatialavatar.shards.entry import ClipEntry, Rejected, ShardFacts, ShardRecord, clip_key
+from spatialavatar.shards.file import FOLDER, NewRow, ShardWriter, shard_file
 from spatialavatar.shards.find import CLIP_FORMAT, SourceFolder
 from spatialavatar.shards.ingest_config import IngestConfig, settings_hash
-from spatialavatar.shards.manifest import RECORD_SUFFIX, read_record, write_record
-from spatialavatar.shards.plan import Clips, Group, Item, clip_key, grouped
+from spatialavatar.shards.manifest import read_record, record_file, write_record
+from spatialavatar.shards.plan import Clips, Group, Item, grouped
 
-LARGEST_SHARD = 8 << 30  # bytes of pictures after which a shard takes no further folder
-LARGEST_CLIP = 6 << 30  # bytes of pictures; a clip is in memory while it is written
+LARGEST_SHARD = 8 << 30  # bytes after which a shard takes no further folder
 READERS = 8  # frames asked for at a time, of a store that takes its time for each
 IN_ORDER = ("nersemble",)  # formats whose frames come out of videos, one after the other
 _LONGEST_REASON = 2000  # characters
@@ -91,7 +90,7 @@ def convert(
     Folders that hold several clips fill the shard as long as they fit; the others come back as ``further`` groups.
     Raises StoreError, OSError of the machine, and SpatialAvatarError when the output cannot be written.
     """
-    if files.exists(files.join(config.output, FOLDER, group.name + RECORD_SUFFIX)):
+    if files.exists(record_file(config.output, group.name)):
         return Converted(group, read_record(config.output, group.name))
     rejections = _Rejections(group.attempt)
     later: list[Item] = []
@@ -118,15 +117,13 @@ def convert(
                     key = clip_key(item.source.key, number, of)
                     if begin is not None:
                         begin(key)
-                    made: tuple[TrackedClip, int] | None = None
+                    row: NewRow | None = None
                     with rejections.noting(item.source, [key]):
-                        made = _made(clip, item.source, of, config, head)
-                    if made is not None:
-                        try:
-                            writer.add(key, made[0])
-                            written += made[1]
-                        except SpatialAvatarError as e:  # what no shard can hold
-                            rejections.add(item.source, [key], str(e))
+                        wanted = with_test_last(_renamed(clip, item.source, of, config), config.test_last)
+                        row = _row(writer, key, wanted, item.source, config, head)
+                    if row is not None:
+                        writer.append(row)
+                        written += row.table.nbytes
             record = _finished(writer, group, config, head, rejections.items)
         except BaseException:
             writer.abandon()
@@ -176,36 +173,47 @@ def _opened(item: Item, config: IngestConfig, head: HeadModel) -> list[TrackedCl
     return clips
 
 
-def _made(
-    clip: TrackedClip, source: SourceFolder, of: int, config: IngestConfig, head: HeadModel
-) -> tuple[TrackedClip, int]:
-    """The clip as it goes into a shard, its pictures in memory, and their bytes."""
-    clip = with_test_last(_renamed(clip, source, of, config), config.test_last)
-    kept: dict[FrameIndex, EncodedFrame] = {}
-    total = 0
-    ahead = READERS if not files.is_local(source.location) and source.format not in IN_ORDER else 0
-    with _read_once(clip, ahead) as read:
+def _row(
+    writer: ShardWriter, key: str, clip: TrackedClip, source: SourceFolder, config: IngestConfig, head: HeadModel
+) -> NewRow:
+    """The clip as it goes into the shard. Raises SpatialAvatarError with the first fault."""
+    bad_frames = _bad_frames(clip, head, config.max_bad_frames)
+    ahead = 0 if files.is_local(source.location) or source.format in IN_ORDER else READERS
+    with _read_ahead(clip, ahead) as early:
+
+        def read(index: FrameIndex) -> EncodedFrame:
+            frame = early.encoded(index)
+            _require_none(clip, check_frame(clip.header, index, frame))
+            return frame
+
+        wanted = replace(clip, read_frame=read)
         image_format = None if config.image_format == "keep" else config.image_format
-        wanted = resized(read, config.max_size, image_format) if config.max_size else read
-        wanted = with_image_format(wanted, image_format) if image_format else wanted
-        frames = clip.header.frames()
+        if config.max_size:
+            wanted = resized(wanted, config.max_size, image_format)
+        if image_format:
+            wanted = with_image_format(wanted, image_format)
+        return writer.row(key, wanted, bad_frames)
 
-        def keep(done: int, of: int) -> None:
-            nonlocal total
-            frame = wanted.encoded(frames[done - 1])
-            kept[frames[done - 1]] = frame
-            total += sum(len(data) for data in (frame.image, frame.matte, frame.region) if data)
-            if total > LARGEST_CLIP:
-                raise SpatialAvatarError(
-                    f"{clip.location}: its pictures take more than {LARGEST_CLIP / 1e9:.0f} GB; make them smaller "
-                    "(--image-format jpg, --max-size) or cut the clip in parts"
-                )
 
-        faults = check_clip(read, head, keep)
+def _bad_frames(clip: TrackedClip, head: HeadModel, share: float) -> int:
+    """Frames whose tracking misses the face. Raises SpatialAvatarError: more than ``share``, or values that are wrong
+    in themselves."""
+    _require_none(clip, check_values(clip, head))
+    faults = check_geometry(clip.header, clip.arrays(), head)
+    bad, frames = len({fault.frame for fault in faults}), clip.instants * clip.cameras
+    allowed = math.floor(share * frames + 1e-9)
+    if bad > allowed:
+        raise SpatialAvatarError(
+            f"{clip.location}: {faults[0]} ({bad} of {frames} frames are such, --max-bad-frames {share:g} allows "
+            f"{allowed})"
+        )
+    return bad
+
+
+def _require_none(clip: TrackedClip, faults: Sequence[Fault]) -> None:
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise SpatialAvatarError(f"{clip.location}: {faults[0]}{more}")
-    return dataclasses.replace(wanted, read_frame=kept.__getitem__), total
 
 
 def _renamed(clip: TrackedClip, source: SourceFolder, of: int, config: IngestConfig) -> TrackedClip:
@@ -218,35 +226,29 @@ def _renamed(clip: TrackedClip, source: SourceFolder, of: int, config: IngestCon
             raise SpatialAvatarError(
                 f"{clip.location}: --identity-pattern {config.identity_pattern!r} finds no identity in {text!r}"
             )
-        header = dataclasses.replace(header, identity=safe_identity(match[1]))
+        header = replace(header, identity=safe_identity(match[1]))
     if config.licence is not None:
-        header = dataclasses.replace(header, source=dataclasses.replace(header.source, licence=config.licence))
+        header = replace(header, source=replace(header.source, licence=config.licence))
     if config.fps is not None:
-        header = dataclasses.replace(header, fps=config.fps)
-    return dataclasses.replace(clip, header=header_from_json(header.to_json(), clip.location))
+        header = replace(header, fps=config.fps)
+    return replace(clip, header=header_from_json(header.to_json(), clip.location))
 
 
 @contextlib.contextmanager
-def _read_once(clip: TrackedClip, ahead: int) -> Iterator[TrackedClip]:
-    """The clip for a reader who goes through its frames in order and may ask for each several times.
-
-    The last frame is remembered, and up to ``ahead`` of the next are already asked for.
-    """
-    with ThreadPoolExecutor(max(1, ahead)) as pool:
-        coming = iter(clip.header.frames() if ahead else ())
+def _read_ahead(clip: TrackedClip, count: int) -> Iterator[TrackedClip]:
+    """The clip for a reader who asks for each frame once and in order: the next ``count`` are already on their way."""
+    with ThreadPoolExecutor(max(1, count)) as pool:
+        coming = iter(clip.header.frames() if count else ())
         asked: dict[FrameIndex, Future[EncodedFrame]] = {}
-        last: list[tuple[FrameIndex, EncodedFrame]] = []
 
         def read(index: FrameIndex) -> EncodedFrame:
-            if not last or last[0][0] != index:
-                while len(asked) <= ahead and (following := next(coming, None)) is not None:
-                    asked[following] = pool.submit(clip.read_frame, following)
-                future = asked.pop(index, None)
-                last[:] = [(index, clip.read_frame(index) if future is None else future.result())]
-            return last[0][1]
+            while len(asked) <= count and (following := next(coming, None)) is not None:
+                asked[following] = pool.submit(clip.read_frame, following)
+            future = asked.pop(index, None)
+            return clip.read_frame(index) if future is None else future.result()
 
         try:
-            yield dataclasses.replace(clip, read_frame=read)
+            yield replace(clip, read_frame=read)
         finally:
             for future in asked.values():
                 future.cancel()

@@ -80,6 +80,7 @@ ENTRY_RULES: dict[str, Rule] = {
     "fps": Number(0, 10_000, whole=False),
     "matte": Text(20, "alpha|burnt_black|none", "alpha, burnt_black or none,"),
     "region": Flag(),
+    "bad_frames": Number(0, 99_999_900),
     "train_instants": Number(1, 999_999),
     "train_cameras": Number(1, 100),
     "shape_codes": Number(0, 10_000),
@@ -122,7 +123,7 @@ class Place(NamedTuple):
 class ClipEntry:
     """What manifest and record say of a clip."""
 
-    key: str  # unique in a data set
+    key: str  # unique in a data set: the path of its folder, see clip_key
     identity: str
     shard: str  # its file is shards/SHARD.parquet
     row_group: int
@@ -138,6 +139,7 @@ class ClipEntry:
     fps: float
     matte: str
     region: bool
+    bad_frames: int  # whose tracking misses the face, as far as the ingest tolerates that
     train_instants: int  # before the test set
     train_cameras: int  # not kept for testing
     shape_codes: int
@@ -147,7 +149,7 @@ class ClipEntry:
     licence: str
 
     @staticmethod
-    def of(key: str, header: ClipHeader, shard: str, row_group: int, place: "Place") -> "ClipEntry":
+    def of(key: str, header: ClipHeader, shard: str, row_group: int, place: Place, bad_frames: int = 0) -> "ClipEntry":
         return ClipEntry(
             key=key,
             identity=header.identity,
@@ -161,6 +163,7 @@ class ClipEntry:
             fps=header.fps,
             matte=header.matte,
             region=header.region,
+            bad_frames=bad_frames,
             train_instants=header.instants if header.test_from is None else header.test_from,
             train_cameras=header.cameras - len(header.test_cameras),
             shape_codes=header.shape_codes,
@@ -169,6 +172,16 @@ class ClipEntry:
             tool=header.source.tool,
             licence=header.source.licence,
         )
+
+
+def clip_key(folder_key: str, number: int, of: int) -> str:
+    """The key of a clip; ``number`` from 1 tells the clips of one folder apart."""
+    return folder_key if of == 1 else f"{folder_key}#{number}-of-{of}"
+
+
+def folder_key(key: str) -> str:
+    """The key of the folder that a clip comes from."""
+    return key.partition("#")[0]
 
 
 @dataclass(frozen=True)
@@ -269,6 +282,8 @@ def _entry_problem(entry: ClipEntry, row_group: int, record: ShardRecord) -> str
         return f"bytes {entry.start}..{entry.end} do not lie in the file, whose footer begins at {record.footer_start}"
     if entry.train_instants > entry.instants or entry.train_cameras > entry.cameras:
         return "has more frames to train on than frames"
+    if entry.bad_frames > entry.instants * entry.cameras:
+        return "has more bad frames than frames"
     return None
 
 

@@ -48,6 +48,15 @@ def shard_file(folder: files.Location, shard: str) -> str:
     return files.join(folder, FOLDER, shard + SUFFIX)
 
 
+class NewRow(NamedTuple):
+    """A clip on its way into a shard."""
+
+    key: str
+    header: ClipHeader
+    bad_frames: int
+    table: pa.Table
+
+
 class ShardWriter:
     """Writes a shard clip by clip, with one clip in memory at a time. Equal clips give equal bytes."""
 
@@ -55,7 +64,7 @@ class ShardWriter:
         """``shard`` is the name that the file will have in the data set; by default the one it has here."""
         self.local = local
         self.shard = local.name.removesuffix(SUFFIX) if shard is None else shard
-        self._headers: dict[str, ClipHeader] = {}
+        self._clips: dict[str, tuple[ClipHeader, int]] = {}  # with the number of bad frames
         self._writer = pq.ParquetWriter(
             str(local),
             SCHEMA,
@@ -69,17 +78,19 @@ class ShardWriter:
         )
 
     def __len__(self) -> int:
-        return len(self._headers)
+        return len(self._clips)
 
-    def add(self, key: str, clip: TrackedClip) -> None:
-        """Append a clip; every frame is asked for once, in order.
+    def add(self, key: str, clip: TrackedClip, bad_frames: int = 0) -> None:
+        """Append a clip. Raises SpatialAvatarError as ``row``, with the shard as it was."""
+        self.append(self.row(key, clip, bad_frames))
 
-        Raises SpatialAvatarError, with the shard as it was: a frame that cannot be read, texts that no manifest can
-        hold, more than 2 GB of pictures.
+    def row(self, key: str, clip: TrackedClip, bad_frames: int = 0) -> NewRow:
+        """What a clip becomes; every frame is asked for once, in order. Nothing is written yet.
+
+        Raises SpatialAvatarError: a frame that cannot be read, texts that no manifest can hold, more than 2 GB of
+        pictures.
         """
-        if key in self._headers:
-            raise ValueError(f"the key {key!r} is in the shard already")
-        entry = ClipEntry.of(key, clip.header, self.shard, len(self), Place(4, 5, 6, 0, 0))
+        entry = ClipEntry.of(key, clip.header, self.shard, len(self), Place(4, 5, 6, 0, 0), bad_frames)
         checked(dataclasses.asdict(entry), ENTRY_RULES, clip.location)
         columns = {
             "key": pa.array([key], pa.string()),
@@ -87,8 +98,13 @@ class ShardWriter:
             "arrays": pa.array([encoded_arrays(clip.arrays())], pa.large_binary()),
             **dict(zip(("index", "pictures"), _picture_columns(clip))),
         }
-        self._writer.write_table(pa.table(columns, schema=SCHEMA), row_group_size=1)
-        self._headers[key] = clip.header
+        return NewRow(key, clip.header, bad_frames, pa.table(columns, schema=SCHEMA))
+
+    def append(self, row: NewRow) -> None:
+        if row.key in self._clips:
+            raise ValueError(f"the key {row.key!r} is in the shard already")
+        self._writer.write_table(row.table, row_group_size=1)
+        self._clips[row.key] = row.header, row.bad_frames
 
     def close(self) -> tuple[tuple[ClipEntry, ...], ShardFacts]:
         """Finish the file; what its record and the manifest say of it."""
@@ -96,7 +112,7 @@ class ShardWriter:
         metadata = pq.read_metadata(self.local)
         size = self.local.stat().st_size
         entries = []
-        for i, (key, header) in enumerate(self._headers.items()):
+        for i, (key, (header, bad_frames)) in enumerate(self._clips.items()):
             columns = [metadata.row_group(i).column(c) for c in range(len(SCHEMA))]
             start, pictures = columns[0].data_page_offset, columns[-1].data_page_offset
             end = pictures + columns[-1].total_compressed_size
@@ -105,7 +121,7 @@ class ShardWriter:
             # fails here, not later, where another release of Parquet's writer lays rows out in another way
             _require_layout(before, page, header)
             place = Place(start, pictures, end, zlib.crc32(before), zlib.crc32(page))
-            entries.append(ClipEntry.of(key, header, self.shard, i, place))
+            entries.append(ClipEntry.of(key, header, self.shard, i, place, bad_frames))
         footer_start = size - 8 - int.from_bytes(files.read_range(self.local, size - 8, size - 4), "little")
         footer = files.read_range(self.local, footer_start, size)
         return tuple(entries), ShardFacts(size, footer_start, zlib.crc32(footer))
@@ -140,7 +156,7 @@ def read_clip(folder: files.Location, entry: ClipEntry, whole: bool = False) -> 
         raise SpatialAvatarError(f"{where}: not a clip's row ({_short(e)}); {MADE_ANEW}") from None
     header = header_from_json(value, where)
     place = Place(*(getattr(entry, name) for name in Place._fields))
-    _require_entry(where, entry, ClipEntry.of(row.key, header, entry.shard, entry.row_group, place))
+    _require_entry(where, entry, ClipEntry.of(row.key, header, entry.shard, entry.row_group, place, entry.bad_frames))
     index = _read_index(where, row.listing, header, entry.end - entry.pictures)
     arrays = decoded_arrays(row.arrays, where)
     faults = check_arrays(header, arrays)
@@ -258,7 +274,7 @@ def _picture_columns(clip: TrackedClip) -> tuple[pa.Array, pa.Array]:
         if len(content) + 4 * len(index) > LARGEST_PICTURES:
             raise SpatialAvatarError(
                 f"{clip.location}: its pictures take more than {LARGEST_PICTURES / 1e9:.1f} GB, which a row cannot "
-                "hold; make them smaller (JPEG, fewer pixels) or cut the clip in parts"
+                "hold; make them smaller (--image-format jpg, --max-size) or cut the clip in parts"
             )
     pairs = np.array(index, "<u4")
     offsets = pa.array(np.append(0, pairs[:, 0].astype(np.int64).cumsum()), pa.int64())

@@ -6,42 +6,20 @@ whole shards with their records counts.
 """
 
 import contextlib
-import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head.file import read_head
 from spatialavatar.head.model import HeadModel
-from spatialavatar.head.reference import HeadReference, builtin_head
-from spatialavatar.shards.convert import Converted, convert, quarantine, remove_leftovers
-from spatialavatar.shards.entry import Rejected, ShardRecord
-from spatialavatar.shards.file import FOLDER
+from spatialavatar.head.reference import builtin_head
+from spatialavatar.shards.convert import Converted, convert, remove_leftovers
+from spatialavatar.shards.entry import Rejected
 from spatialavatar.shards.find import SourceFolder, find_sources
-from spatialavatar.shards.ingest_config import IngestConfig, check_config, claim_output, placed, settings_hash
-from spatialavatar.shards.manifest import RECORD_SUFFIX, open_shards, read_records, write_manifest
-from spatialavatar.shards.plan import Group, plan_groups, recorded_keys, standing_rejections
-
-__all__ = [
-    "Converted",
-    "Count",
-    "Group",
-    "IngestConfig",
-    "IngestSummary",
-    "SourceFolder",
-    "Work",
-    "convert",
-    "find_sources",
-    "finish",
-    "in_turn",
-    "ingest",
-    "placed",
-    "plan_groups",
-    "prepare",
-    "quarantine",
-]
+from spatialavatar.shards.ingest_config import IngestConfig, check_config, claim_output, settings_hash
+from spatialavatar.shards.manifest import open_shards, read_records, recorded_shards, write_manifest
+from spatialavatar.shards.plan import Group, plan_groups, recorded_keys
 
 _FINISHES = 20  # of ingests that end at the same time
 
@@ -160,20 +138,14 @@ def finish(work: Work, count: Count) -> IngestSummary:
     output = work.config.output
     for _ in range(_FINISHES):
         records = read_records(output)
-        failures = (*standing_rejections(records), *work.unreadable)
-        standing = ShardRecord("rejected", 0, 0, 0, HeadReference.of(work.head), (), failures, work.settings)
-        listed = [dataclasses.replace(record, rejected=()) for record in records]
-        write_manifest(output, [*listed, standing], work.config.settings(work.head))
+        if not records:  # the store failed for every group, so there is nothing to list yet
+            return IngestSummary(0, 0, 0, 0, count.left)
+        write_manifest(output, records, work.config.settings(work.head), work.unreadable)
         with contextlib.suppress(SpatialAvatarError):
-            clips = len(open_shards(output))
-            if _recorded(output) <= {record.shard for record in records}:
-                return IngestSummary(clips, len(failures), count.clips, count.frames, count.left)
+            shards = open_shards(output)
+            if set(recorded_shards(output)) <= {record.shard for record in records}:
+                return IngestSummary(len(shards), shards.rejected_count, count.clips, count.frames, count.left)
     raise SpatialAvatarError(f"{output}: other ingests change it all the time; run this one again when they are done")
-
-
-def _recorded(output: str) -> set[str]:
-    names = files.list_folder(files.join(output, FOLDER))
-    return {n.removesuffix(RECORD_SUFFIX) for n in names if n.endswith(RECORD_SUFFIX) and not n.startswith(".")}
 
 
 def _check_pattern(config: IngestConfig, sources: Sequence[SourceFolder]) -> None:

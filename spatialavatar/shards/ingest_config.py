@@ -35,12 +35,13 @@ class IngestConfig(Config):
     tracking: str | None = None  # NeRSemble: the folder that VHAP exported
     image_format: Literal["keep", "jpg"] = "keep"
     max_size: int | None = Field(None, ge=8, le=8192)  # pixels of the longer side; larger pictures are reduced
+    max_bad_frames: float = Field(0.05, ge=0, le=1)  # share of a clip's: trackers lose the face for moments
     clips_per_shard: int = Field(64, ge=1, le=10_000)
     limit: int | None = Field(None, ge=1)  # only so many sources, for a trial
 
     def settings(self, head: HeadModel) -> dict[str, Any]:
         """What the clips of the data set are made with."""
-        free = ("source", "output", "head", "tracking", "clips_per_shard", "limit")
+        free = ("source", "output", "head", "clips_per_shard", "limit")
         values = {name: value for name, value in self.model_dump().items() if name not in free}
         return {**values, "head": head.info.id, "head_hash": head.content_hash}
 

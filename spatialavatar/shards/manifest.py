@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +36,7 @@ from spatialavatar.shards.entry import (
     ShardFacts,
     ShardRecord,
     Text,
+    folder_key,
     head_from_json,
 )
 from spatialavatar.shards.file import FOLDER, read_clip
@@ -129,11 +130,19 @@ def open_shards(location: files.Location) -> ShardSet:
     """
     folder = os.fspath(location).rstrip("/") or "/"
     name, table_name = files.join(folder, MANIFEST_FILE), files.join(folder, TABLE_FILE)
-    if not files.exists(name):
+    try:
+        content = files.read_start(name, _LARGEST_JSON)
+    except SpatialAvatarError:
+        if files.exists(name):
+            raise
         if files.list_folder(files.join(folder, FOLDER)):
-            raise SpatialAvatarError(f"{folder}: its ingest is not finished; run the same ingest command again")
-        raise SpatialAvatarError(f"{folder}: no data set of shards, it holds no {MANIFEST_FILE}; make one by an ingest")
-    value = _parsed(files.read_bytes(name, _LARGEST_JSON), name)
+            raise SpatialAvatarError(
+                f"{folder}: its ingest is not finished; run the same ingest command again"
+            ) from None
+        raise SpatialAvatarError(
+            f"{folder}: no data set of shards, it holds no {MANIFEST_FILE}; make one by an ingest"
+        ) from None
+    value = _parsed(content, name)
     again = "run the ingest again, which writes it anew"
     if not isinstance(value, dict) or value.get("format") != FORMAT or value.get("version") != VERSION:
         raise SpatialAvatarError(f'{name}: expected "format": "{FORMAT}", "version": {VERSION}; {again}')
@@ -147,21 +156,31 @@ def open_shards(location: files.Location) -> ShardSet:
     if not isinstance(value["ingest"], dict):
         raise SpatialAvatarError(f"{name}: ingest: expected settings by name; {again}")
     head = head_from_json(value["head"], name)
-    data = files.read_bytes(table_name, value["bytes"])
+    data = files.read_start(table_name, value["bytes"] + 1)  # one more tells of a longer file
     if len(data) != value["bytes"] or hashlib.sha256(data).hexdigest() != value["sha256"]:
         raise SpatialAvatarError(f"{table_name}: is not the table that {MANIFEST_FILE} was written for; {again}")
     table = _read_table(table_name, data, value["clips"], head)
     return ShardSet(folder, head, value["ingest"], value["rejected"], table)
 
 
+def record_file(folder: files.Location, shard: str) -> str:
+    return files.join(folder, FOLDER, shard + RECORD_SUFFIX)
+
+
+def recorded_shards(folder: files.Location) -> list[str]:
+    """Names of every complete shard."""
+    names = [name for name in files.list_folder(files.join(folder, FOLDER)) if name.endswith(RECORD_SUFFIX)]
+    return [name.removesuffix(RECORD_SUFFIX) for name in names if not name.startswith(".")]
+
+
 def write_record(folder: files.Location, record: ShardRecord) -> None:
     """Say that a shard is complete; its file must be in its place."""
-    files.write_json(files.join(folder, FOLDER, record.shard + RECORD_SUFFIX), record.to_json())
+    files.write_json(record_file(folder, record.shard), record.to_json())
 
 
 def read_record(folder: files.Location, shard: str) -> ShardRecord:
     """Raises SpatialAvatarError: no such record, or a faulty one."""
-    location = files.join(folder, FOLDER, shard + RECORD_SUFFIX)
+    location = record_file(folder, shard)
     record = ShardRecord.from_json(_parsed(files.read_bytes(location, _LARGEST_RECORD), location), location)
     if record.shard != shard:
         raise SpatialAvatarError(f"{location}: is the record of shard '{record.shard}'; restore the file")
@@ -170,20 +189,40 @@ def read_record(folder: files.Location, shard: str) -> ShardRecord:
 
 def read_records(folder: files.Location) -> list[ShardRecord]:
     """The records of every complete shard, by name; many at once. Raises SpatialAvatarError as ``read_record``."""
-    names = [name for name in files.list_folder(files.join(folder, FOLDER)) if name.endswith(RECORD_SUFFIX)]
-    shards = [name.removesuffix(RECORD_SUFFIX) for name in names if not name.startswith(".")]
     with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(lambda shard: read_record(folder, shard), shards))
+        return list(pool.map(lambda shard: read_record(folder, shard), recorded_shards(folder)))
+
+
+def standing_rejections(records: Iterable[ShardRecord], unreadable: Iterable[Rejected] = ()) -> list[Rejected]:
+    """What was rejected and did not become a clip in another attempt, by key; the latest reason for each."""
+    made: set[str] = set()
+    latest: dict[str, Rejected] = {}
+
+    def note(rejected: Rejected) -> None:
+        before = latest.get(rejected.key)
+        if before is None or (rejected.attempts, rejected.reason) > (before.attempts, before.reason):
+            latest[rejected.key] = rejected
+
+    for record in records:
+        for entry in record.entries:
+            made |= {entry.key, folder_key(entry.key)}  # a folder that once could not be opened, and then could
+        for rejected in record.rejected:
+            note(rejected)
+    for rejected in unreadable:
+        note(rejected)
+    return [latest[key] for key in sorted(latest) if key not in made]
 
 
 def write_manifest(
-    folder: files.Location, records: Sequence[ShardRecord], ingest: Mapping[str, Any] | None = None
+    folder: files.Location,
+    records: Sequence[ShardRecord],
+    ingest: Mapping[str, Any] | None = None,
+    unreadable: Sequence[Rejected] = (),
 ) -> None:
-    """Write manifest and ``rejected.jsonl`` from the records of all shards.
+    """Write manifest and ``rejected.jsonl`` from the records of all shards, and what no shard tells of.
 
-    A clip that two shards hold (a group that was tried twice) is taken from the first of them; a source that was
-    rejected and later became a clip of the same key is no longer rejected. Raises SpatialAvatarError: no records, or
-    records of different heads or settings.
+    A clip that two shards hold (a group that was tried twice) is taken from the first of them. Raises
+    SpatialAvatarError: no records, or records of different heads or settings.
     """
     if not records:
         raise SpatialAvatarError(f"{folder}: no shard is complete, so there is nothing to list; run the ingest again")
@@ -196,14 +235,10 @@ def write_manifest(
                 "ingest into another folder, or remove the shards that do not belong"
             )
     chosen: dict[str, tuple[ClipEntry, ShardFacts]] = {}
-    rejected: dict[str, Rejected] = {}
     for record in ordered:
         for entry in record.entries:
             chosen.setdefault(entry.key, (entry, record.facts))
-        for item in record.rejected:
-            if item.key not in rejected or item.attempts > rejected[item.key].attempts:
-                rejected[item.key] = item
-    failures = [rejected[key] for key in sorted(rejected) if key not in chosen]
+    failures = standing_rejections(ordered, unreadable)
 
     columns: dict[str, Any] = {name: [getattr(e, name) for e, _ in chosen.values()] for name in ENTRY_RULES}
     columns |= {name: [getattr(facts, name) for _, facts in chosen.values()] for name in FACT_RULES}

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from spatialavatar.errors import SpatialAvatarError
-from spatialavatar.shards.entry import Rejected, ShardRecord
+from spatialavatar.shards.entry import Rejected, ShardRecord, clip_key, folder_key
 from spatialavatar.shards.find import SourceFolder
 from spatialavatar.shards.ingest_config import IngestConfig
+from spatialavatar.shards.manifest import standing_rejections
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,6 @@ class Group:
     @property
     def count(self) -> int:
         return sum(item.count for item in self.items)
-
-
-def clip_key(source_key: str, number: int, of: int) -> str:
-    return source_key if of == 1 else f"{source_key}#{number}-of-{of}"
 
 
 def group_of(items: Sequence[Item], settings: str, attempt: int) -> Group:
@@ -99,7 +96,7 @@ def plan_groups(
     known = _Known(records)
     again: dict[str, list[Rejected]] = defaultdict(list)
     for rejected in standing_rejections(records) if retry_rejected else ():
-        again[source_key(rejected.key)].append(rejected)
+        again[folder_key(rejected.key)].append(rejected)
     unseen, begun = [], []
     retried: dict[int, list[Item]] = defaultdict(list)
     for source in found if config.limit is None else found[: config.limit]:
@@ -118,28 +115,9 @@ def plan_groups(
     return groups
 
 
-def source_key(key: str) -> str:
-    """The key of the folder that a clip comes from."""
-    return key.partition("#")[0]
-
-
 def recorded_keys(record: ShardRecord) -> list[str]:
     """Of everything that the group's turn has settled."""
     return [entry.key for entry in record.entries] + [rejected.key for rejected in record.rejected]
-
-
-def standing_rejections(records: Iterable[ShardRecord]) -> list[Rejected]:
-    """What was rejected and did not become a clip in another attempt, by key; the latest reason for each."""
-    made: set[str] = set()
-    latest: dict[str, Rejected] = {}
-    for record in records:
-        for entry in record.entries:
-            made |= {entry.key, source_key(entry.key)}  # a folder that once could not be opened, and then could
-        for rejected in record.rejected:
-            before = latest.get(rejected.key)
-            if before is None or (rejected.attempts, rejected.reason) > (before.attempts, before.reason):
-                latest[rejected.key] = rejected
-    return [latest[key] for key in sorted(latest) if key not in made]
 
 
 class _Known:

@@ -1,10 +1,11 @@
 """What a data set of shards holds, whether it is sound, and what it looks like."""
 
+import contextlib
 import os
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import cv2
@@ -13,18 +14,23 @@ import pyarrow.compute as pc
 import torch
 from jaxtyping import UInt8
 
-from spatialavatar import files
-from spatialavatar.clip.header import FrameIndex, Picture
+from spatialavatar.clip.header import Fault, FrameIndex
 from spatialavatar.clip.inspect import tracking_over
-from spatialavatar.clip.pictures import decode, encoded_size
 from spatialavatar.clip.tracked_clip import TrackedClip
-from spatialavatar.clip.validate import check_geometry
+from spatialavatar.clip.validate import check_frame, check_geometry
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.evaluation.contact_sheet import stacked, titled, to_bytes
 from spatialavatar.head.model import HeadModel
 from spatialavatar.shards.entry import ShardRecord
-from spatialavatar.shards.file import FOLDER, check_file, shard_file
-from spatialavatar.shards.manifest import RECORD_SUFFIX, ShardSet, column_values, read_record
+from spatialavatar.shards.file import check_file, shard_file
+from spatialavatar.shards.manifest import (
+    REJECTED_FILE,
+    ShardSet,
+    column_values,
+    read_record,
+    record_file,
+    recorded_shards,
+)
 
 FAULTS_LISTED = 20  # of one clip; the others are counted
 CELL = 224  # pixels of the longer side of a frame in a sheet
@@ -56,6 +62,7 @@ def summary(shards: ShardSet) -> dict[str, Any]:
         "clips": len(shards),
         "frames": int((instants * cameras).sum()),
         "train_frames": int(train.sum()),
+        "bad_frames": int(shards.column("bad_frames").sum()),
         "hours": float((instants / shards.column("fps")).sum() / 3600) if len(shards) else 0.0,
         "camera_hours": float((instants * cameras / shards.column("fps")).sum() / 3600) if len(shards) else 0.0,
         "shards": files_of.num_rows,
@@ -81,12 +88,19 @@ def summary(shards: ShardSet) -> dict[str, Any]:
 
 def verify(shards: ShardSet, head: HeadModel | None = None, progress: Progress | None = None) -> list[ShardFault]:
     """Every fault of a data set: files against records and manifest, then each clip's bytes, header, arrays and
-    pictures, and whether its cameras see the head; with ``head``, where the posed head falls. Everything is read."""
+    pictures, and whether its cameras see the head; with ``head``, where the posed head falls. Everything is read.
+
+    Frames whose tracking misses the face are faults where there are more than the ingest has let pass.
+    """
     faults = list(_check_files(shards))
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with ThreadPoolExecutor(workers) as pool:
+    clips = _whole_clips(shards)
+    with ThreadPoolExecutor(workers) as pool, contextlib.closing(clips):
         for i in range(len(shards)):
-            faults += _limited(list(_check_clip(shards, i, head, pool)))
+            clip = next(clips)
+            of_clip = [clip] if isinstance(clip, ShardFault) else list(_check_clip(shards, i, clip, head, pool))
+            faults += _limited(of_clip)
+            del clip  # two clips may be in memory, not three
             if progress is not None:
                 progress(i + 1, len(shards))
     return faults
@@ -127,43 +141,40 @@ def _kind_of(reason: str, location: str) -> str:
 
 
 def _check_files(shards: ShardSet) -> Iterator[ShardFault]:
-    names = set(files.list_folder(files.join(shards.location, FOLDER)))
-    listed = dict(zip(shards.column("shard").tolist(), range(len(shards))))  # any clip of each
-    by_shard: dict[str, list[int]] = {}
+    clips_of: dict[str, list[int]] = {}
     for i, shard in enumerate(shards.column("shard").tolist()):
-        by_shard.setdefault(shard, []).append(i)
-    for shard in listed:
-        file, record = f"{FOLDER}/{shard}.parquet", f"{FOLDER}/{shard}{RECORD_SUFFIX}"
+        clips_of.setdefault(shard, []).append(i)
+    recorded = set(recorded_shards(shards.location))
+    for shard, clips in clips_of.items():
+        file, record = shard_file(shards.location, shard), record_file(shards.location, shard)
         try:
-            check_file(shard_file(shards.location, shard), shards.facts(listed[shard]))
+            check_file(file, shards.facts(clips[0]))
         except SpatialAvatarError as e:
-            yield ShardFault(file, _without_place(e))
-        if f"{shard}{RECORD_SUFFIX}" not in names:
-            yield ShardFault(record, "is missing; a later ingest would take the shard for unfinished")
+            yield ShardFault(_inside(shards, file), _without_place(e))
+        if shard not in recorded:
+            yield ShardFault(_inside(shards, record), "is missing; a later ingest would take the shard for unfinished")
             continue
         try:
-            yield from _check_record(shards, by_shard[shard], read_record(shards.location, shard), record)
+            yield from _check_record(shards, clips, read_record(shards.location, shard), _inside(shards, record))
+        except SpatialAvatarError as e:
+            yield ShardFault(_inside(shards, record), _without_place(e))
+    keys = set(shards.column("key").tolist())
+    for shard in sorted(recorded - set(clips_of)):
+        record = _inside(shards, record_file(shards.location, shard))
+        try:
+            missing = [e.key for e in read_record(shards.location, shard).entries if e.key not in keys]
         except SpatialAvatarError as e:
             yield ShardFault(record, _without_place(e))
-    keys = set(shards.column("key").tolist())
-    unlisted = sorted(name for name in names if name.endswith(RECORD_SUFFIX) and not name.startswith("."))
-    for name in unlisted:
-        if name.removesuffix(RECORD_SUFFIX) not in listed:
-            try:
-                entries = read_record(shards.location, name.removesuffix(RECORD_SUFFIX)).entries
-            except SpatialAvatarError as e:
-                yield ShardFault(f"{FOLDER}/{name}", _without_place(e))
-                continue
-            missing = [entry.key for entry in entries if entry.key not in keys]
-            if missing:
-                message = f"holds {len(missing)} clips that the manifest does not list; run the ingest again to finish"
-                yield ShardFault(f"{FOLDER}/{name}", message)
+            continue
+        if missing:
+            message = f"holds {len(missing)} clips that the manifest does not list; run the ingest again to finish"
+            yield ShardFault(record, message)
     try:
         found = len(shards.rejected)
         if found != shards.rejected_count:
-            yield ShardFault("rejected.jsonl", f"lists {found} sources, the manifest says {shards.rejected_count}")
+            yield ShardFault(REJECTED_FILE, f"lists {found} sources, the manifest says {shards.rejected_count}")
     except SpatialAvatarError as e:
-        yield ShardFault("rejected.jsonl", _without_place(e))
+        yield ShardFault(REJECTED_FILE, _without_place(e))
 
 
 def _check_record(shards: ShardSet, clips: list[int], record: ShardRecord, name: str) -> Iterator[ShardFault]:
@@ -176,48 +187,57 @@ def _check_record(shards: ShardSet, clips: list[int], record: ShardRecord, name:
             yield ShardFault(entry.key, f"{name} says other things of it than the manifest, or nothing")
 
 
-def _check_clip(shards: ShardSet, index: int, head: HeadModel | None, pool: Executor) -> Iterator[ShardFault]:
-    key = shards.entry(index).key
-    try:
-        clip = shards.clip(index, whole=True)
-    except SpatialAvatarError as e:
-        yield ShardFault(key, str(e).removeprefix(f"{shards.location}/"))
-        return
+def _whole_clips(shards: ShardSet) -> Generator[TrackedClip | ShardFault, None, None]:
+    """Every clip with its pictures, or why there is none; the next comes while one is looked at."""
+
+    def read(index: int) -> TrackedClip | ShardFault:
+        try:
+            return shards.clip(index, whole=True)
+        except SpatialAvatarError as e:
+            return ShardFault(shards.entry(index).key, _inside(shards, str(e)))
+
+    with ThreadPoolExecutor(1) as reader:
+        coming: deque[Future[TrackedClip | ShardFault]] = deque()
+        for index in range(len(shards)):
+            coming.append(reader.submit(read, index))
+            if index:
+                yield coming.popleft().result()
+        if coming:
+            yield coming.popleft().result()
+
+
+def _check_clip(
+    shards: ShardSet, index: int, clip: TrackedClip, head: HeadModel | None, pool: Executor
+) -> Iterator[ShardFault]:
+    entry = shards.entry(index)
     fitting = head
     if head is not None:
         try:
             clip.require_head(head)
         except SpatialAvatarError as e:
-            yield ShardFault(key, _without_place(e))
+            yield ShardFault(entry.key, _without_place(e))
             fitting = None
-    for fault in check_geometry(clip.header, clip.arrays(), fitting):
-        yield ShardFault(key, str(fault))
-    for problems in pool.map(lambda frame: _picture_problems(clip, frame), clip.header.frames()):
-        for problem in problems:
-            yield ShardFault(key, problem)
+    of_geometry = check_geometry(clip.header, clip.arrays(), fitting)
+    if len({fault.frame for fault in of_geometry}) > entry.bad_frames:
+        for fault in of_geometry:
+            yield ShardFault(entry.key, str(fault))
 
+    def of_frame(frame: FrameIndex) -> list[Fault]:
+        return check_frame(clip.header, frame, clip.encoded(frame))
 
-def _picture_problems(clip: TrackedClip, index: FrameIndex) -> list[str]:
-    encoded = clip.encoded(index)
-    pieces: dict[Picture, bytes | None] = {"images": encoded.image, "masks": encoded.matte, "roi": encoded.region}
-    problems = []
-    for picture, data in pieces.items():
-        if data is None:
-            continue
-        wanted = clip.header.image_format if picture == "images" else "png"
-        try:
-            size = encoded_size(data)
-            if size.kind != wanted:
-                raise ValueError(f"is a {size.kind} picture, expected {wanted}")
-            decode(data, clip.width, clip.height, color=picture == "images")
-        except ValueError as e:
-            problems.append(f"{clip.header.frame_file(picture, index)}: {e}")
-    return problems
+    for faults in pool.map(of_frame, clip.header.frames()):
+        for fault in faults:
+            yield ShardFault(entry.key, str(fault))
 
 
 def _limited(faults: list[ShardFault]) -> list[ShardFault]:
     more = len(faults) - FAULTS_LISTED
     return faults if more <= 0 else [*faults[:FAULTS_LISTED], ShardFault(faults[0].where, f"and {more} more faults")]
+
+
+def _inside(shards: ShardSet, text: str) -> str:
+    """A file's place, or a message that begins with it, as seen from the data set's folder."""
+    return text.removeprefix(f"{shards.location}/")
 
 
 def _without_place(error: SpatialAvatarError) -> str:

@@ -10,7 +10,6 @@ import torch
 from spatialavatar.clip import FrameIndex, save_clip, validate_clip
 from spatialavatar.clip.conversion import resized, with_image_format
 from spatialavatar.clip.pictures import decode, encode, encoded_size
-from spatialavatar.clip.validate import check_clip
 from spatialavatar.errors import SpatialAvatarError
 from tests.builders.clips import tiny_clip, tiny_head, tiny_pictures
 
@@ -38,7 +37,8 @@ def test_a_smaller_clip_shows_the_same_scene(tmp_path: Path) -> None:
     projected = small.camera(small.split("all")).project(points)[0][:, None]
     torch.testing.assert_close(projected, small.landmarks, atol=1e-4, rtol=0)
     torch.testing.assert_close(small.face_box, clip.face_box / 2)
-    assert check_clip(small, head) == []
+    save_clip(small, tmp_path / "small")
+    assert validate_clip(tmp_path / "small", head) == []
 
     # float64 truth: what is composited and then averaged
     image, matte, region = (a.astype(np.float64) / 255 for a in tiny_pictures(1, 0, 96, 64))
@@ -112,45 +112,3 @@ def test_a_strip_cannot_become_too_narrow(tmp_path: Path) -> None:
     clip = tiny_clip(tmp_path, width=256, height=16)
     with pytest.raises(SpatialAvatarError, match=r"height: is 4, expected 8\.\.8192"):
         resized(clip, 64)
-
-
-# check_clip finds what validate_clip finds
-
-
-def test_check_clip_reads_each_frame_once(tmp_path: Path) -> None:
-    import dataclasses
-
-    clip = tiny_clip(tmp_path, cameras=2)
-    asked: list[FrameIndex] = []
-    counted = dataclasses.replace(clip, read_frame=lambda index: (asked.append(index), clip.read_frame(index))[1])
-    steps: list[tuple[int, int]] = []
-    assert check_clip(counted, tiny_head(), lambda *step: steps.append(step)) == []
-    assert asked == clip.header.frames() and steps == [(n, 8) for n in range(1, 9)]
-
-
-def test_check_clip_says_what_validate_says(tmp_path: Path) -> None:
-    clip = with_landmarks(tmp_path)
-    truncated = tmp_path / "masks/000001.png"
-    truncated.write_bytes(truncated.read_bytes()[:-20])
-    (tmp_path / "images/000003.jpg").write_bytes(encode(tiny_pictures(0, 0, 16, 16)[0], "jpg"))
-    (tmp_path / "roi/000000.png").write_bytes(encode(tiny_pictures(0, 0, 32, 24)[1], "jpg"))
-    faults = check_clip(clip, tiny_head())
-    assert len(faults) == 3 and set(faults) == set(validate_clip(tmp_path, tiny_head()))
-
-
-def test_check_clip_of_numbers_and_frames_that_do_not_fit(tmp_path: Path) -> None:
-    import dataclasses
-
-    clip = with_landmarks(tmp_path)
-    assert clip.landmarks is not None
-    away = dataclasses.replace(clip, landmarks=clip.landmarks * 0.3)
-    assert {fault.field for fault in check_clip(away, tiny_head())} == {"landmarks"}
-    assert check_clip(away) == []  # without a head there is nothing to compare with
-    fewer = dataclasses.replace(clip, landmarks=clip.landmarks[:, :, :2] * 0.3)
-    assert all("their middle lies" in fault.message for fault in check_clip(fewer, tiny_head()))
-    assert len(check_clip(fewer, tiny_head())) == 4
-    without = dataclasses.replace(
-        clip, read_frame=lambda index: dataclasses.replace(clip.read_frame(index), matte=None)
-    )
-    faults = check_clip(without, tiny_head())
-    assert len(faults) == 4 and all(fault.message.startswith("is missing: clip.json says matte") for fault in faults)

@@ -1,9 +1,10 @@
 """Each kind of damage is found, and several at once are all listed."""
 
+import copy
 import json
 import zlib
 from collections.abc import Callable
-from dataclasses import replace as replace_params
+from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pytest
 import torch
 
 from spatialavatar import files
-from spatialavatar.clip import Fault, FrameIndex, validate_clip
+from spatialavatar.clip import Fault, FrameIndex, open_clip, validate_clip
 from spatialavatar.clip.arrays import read_arrays, write_arrays
 from spatialavatar.clip.pictures import encode
+from spatialavatar.clip.validate import check_frame, check_geometry, check_values
 from spatialavatar.errors import SpatialAvatarError
 from tests.builders.clips import tiny_clip, tiny_head, tiny_params
 
@@ -289,7 +291,7 @@ def test_landmarks_far_from_the_mesh(tmp_path: Path) -> None:
 
 
 def test_static_offset_of_another_head(tmp_path: Path) -> None:
-    params = replace_params(tiny_params(4), static_offset=torch.zeros(4, tiny_head().vertex_count, 3))
+    params = replaced(tiny_params(4), static_offset=torch.zeros(4, tiny_head().vertex_count, 3))
     tiny_clip(tmp_path, params=params)
     assert validate_clip(tmp_path, tiny_head()) == []
     array("static_offset", lambda a: a[:-2])(tmp_path)
@@ -365,3 +367,46 @@ def test_huge_pictures_are_not_decoded(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
     with pytest.raises(SpatialAvatarError, match="is 60000 x 60000 pixels, expected 32 x 24"):
         clip.frame(FrameIndex(1, 0))
+
+
+# the parts, for clips that may be anywhere
+
+
+def test_the_parts_find_what_validate_finds(tmp_path: Path) -> None:
+    head, clip = tiny_head(), tiny_clip(tmp_path, cameras=2)
+    truncate("masks/000001_00.png")(tmp_path)
+    replace("images/000003_01.jpg", grey(16, 16, 3), "jpg")(tmp_path)
+    array("world_to_camera", turned_away)(tmp_path)
+    away = open_clip(tmp_path)
+    assert check_values(clip, head) == check_values(away, head) == []
+    found = check_geometry(away.header, away.arrays(), head)
+    assert found and {fault.field for fault in found} == {"world_to_camera"}
+    for index in away.header.frames():
+        found += check_frame(away.header, index, away.encoded(index))
+    assert found == validate_clip(tmp_path, head)
+
+
+def test_values_of_another_head(tmp_path: Path) -> None:
+    clip, other = tiny_clip(tmp_path), copy.copy(tiny_head())
+    other.content_hash = "b" * 64
+    assert [fault.field for fault in check_values(clip, other)] == ["head.hash"]
+
+
+def test_landmarks_elsewhere(tmp_path: Path) -> None:
+    head, clip = tiny_head(), tiny_clip(tmp_path)
+    points = clip.camera(clip.split("all")).project(head.landmarks(head(clip.params)))[0][:, None]
+    for landmarks, said in ((points, None), (points * 0.3, "the posed head's"), (points[:, :, :2] * 0.3, "middle")):
+        arrays = {**clip.arrays(), "landmarks": landmarks.numpy()}
+        faults = check_geometry(clip.header, arrays, head)
+        assert [fault.frame for fault in faults] == ([FrameIndex(t, 0) for t in range(4)] if said else [])
+        assert all(fault.field == "landmarks" and str(said) in fault.message for fault in faults)
+        assert check_geometry(clip.header, arrays, None) == []  # without a head there is nothing to compare with
+
+
+def test_pictures_that_the_header_does_not_tell_of(tmp_path: Path) -> None:
+    clip = tiny_clip(tmp_path)
+    frame, index = clip.read_frame(FrameIndex(1, 0)), FrameIndex(1, 0)
+    (fault,) = check_frame(clip.header, index, replaced(frame, matte=None))
+    assert fault.message.startswith("is missing: clip.json says matte 'alpha'")
+    (fault,) = check_frame(replaced(clip.header, matte="none"), index, frame)
+    assert fault.message.startswith("is there, but clip.json says matte 'none'")

@@ -1,6 +1,5 @@
 """Ingest in one process: what is found, planned, converted, rejected, and that it can be stopped anywhere."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -19,11 +18,14 @@ from spatialavatar.clip.arrays import read_arrays, write_arrays
 from spatialavatar.clip.importers import FORMATS, Importer, ImportOptions
 from spatialavatar.errors import SpatialAvatarError, StoreError
 from spatialavatar.shards import convert as converting
+from spatialavatar.shards import file
 from spatialavatar.shards.convert import Converted, convert, quarantine, remove_leftovers
 from spatialavatar.shards.find import SourceFolder, find_sources
-from spatialavatar.shards.ingest import Count, IngestConfig, IngestSummary, Work, finish, in_turn, ingest, prepare
+from spatialavatar.shards.ingest import Count, IngestSummary, Work, finish, in_turn, ingest, prepare
+from spatialavatar.shards.ingest_config import IngestConfig
 from spatialavatar.shards.manifest import ShardSet, open_shards, read_records
 from spatialavatar.shards.plan import plan_groups
+from spatialavatar.shards.report import summary, verify
 from tests.builders.clips import tiny_clip, tiny_head
 from tests.builders.folders import folder_content
 from tests.builders.trackers.npz import npz_folder
@@ -278,6 +280,34 @@ def test_broken_clips_are_rejected_and_stop_nothing(tmp_path: Path) -> None:
     assert keys(open_shards(tmp_path / "out")) == ["set0/anna00", "set1/anna01"]
 
 
+def losing_the_face(folder: Path, bad: int, **changes: Any) -> TrackedClip:
+    """A clip of 20 instants; in ``bad`` of them landmarks and box are somewhere else."""
+    clip = tiny_clip(folder, instants=20, **changes)
+    arrays = read_arrays(folder)
+    landmarks = clip.camera(clip.split("all")).project(tiny_head().landmarks(tiny_head()(clip.params)))[0]
+    arrays["landmarks"] = landmarks[:, None].numpy()
+    arrays["landmarks"][3 : 3 + bad] += 1000
+    arrays["face_box"][3 : 3 + bad] += 1000
+    write_arrays(folder, arrays)
+    return open_clip(folder)
+
+
+def test_a_face_that_is_lost_for_a_moment_is_counted(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    clips = {name: losing_the_face(source / name, bad) for name, bad in (("sound", 0), ("some", 2), ("many", 3))}
+    ingest(config_for(source, tmp_path / "out", max_bad_frames=0.1))
+    shards = open_shards(tmp_path / "out")
+    assert dict(zip(shards.column("key"), shards.column("bad_frames"))) == {"sound": 0, "some": 2}
+    same_clip(shards.clip(shards.find("some")), clips["some"])
+    (reason,) = rejected(tmp_path / "out").values()
+    assert reason.startswith(f"{source}/many: params.safetensors, instant 3 camera 0: face_box: face out of frame")
+    assert reason.endswith("(3 of 20 frames are such, --max-bad-frames 0.1 allows 2)")
+    assert verify(shards, tiny_head()) == []
+    assert summary(shards)["bad_frames"] == 2
+    ingest(config_for(source, tmp_path / "strict", max_bad_frames=0))
+    assert keys(open_shards(tmp_path / "strict")) == ["sound"]
+
+
 def test_too_few_frames_for_the_test_set_reject_the_clip(tmp_path: Path) -> None:
     source = clips_below(tmp_path / "in", 1)
     tiny_clip(source / "long", instants=6)
@@ -422,6 +452,8 @@ def test_rejected_clips_are_tried_again_when_asked(tmp_path: Path) -> None:
         ({"test_last": 1}, "was made with test_last 0, not 1; use the same settings"),
         ({"max_size": 16}, "was made with max_size None, not 16"),
         ({"licence": "CC0"}, "was made with licence None, not 'CC0'"),
+        ({"tracking": "/vhap"}, "was made with tracking None, not '/vhap'"),
+        ({"max_bad_frames": 0}, r"was made with max_bad_frames 0\.05, not 0\.0"),
         ({"source": "other"}, "was made from .*/in, not from .*/other"),
     ],
 )
@@ -556,10 +588,10 @@ def test_one_clip_of_a_big_folder_is_rejected_and_retried_alone(several: Path, m
     assert list(rejected(several / "out")) == ["big#5-of-8"]
     (fifth / "images/000001.jpg").write_bytes(picture)
     made: list[str] = []
-    real = converting._made
-    monkeypatch.setattr(converting, "_made", lambda clip, *rest: (made.append(clip.location), real(clip, *rest))[1])
+    real = converting._row
+    monkeypatch.setattr(converting, "_row", lambda *arguments: (made.append(arguments[1]), real(*arguments))[1])
     assert ingest(config, retry_rejected=True).rejected == 0
-    assert made == [str(fifth)]
+    assert made == ["big#5-of-8"]
     shards = open_shards(several / "out")
     assert len(shards) == 11 and shards.clip(shards.find("big#5-of-8")).identity == "id1"
     assert shards.clip(shards.find("one")).identity == "one"
@@ -610,7 +642,7 @@ def test_output_in_a_store_of_this_process(tmp_path: Path) -> None:
 
 def test_a_clip_that_is_refused_by_the_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = clips_below(tmp_path / "in", 2)
-    monkeypatch.setattr(converting, "LARGEST_CLIP", 1000)
+    monkeypatch.setattr(file, "LARGEST_PICTURES", 1000)
     assert ingest(config_for(source, tmp_path / "out")).rejected == 2
     assert "make them smaller (--image-format jpg, --max-size)" in rejected(tmp_path / "out")["set0/anna00"]
 
@@ -626,6 +658,5 @@ def test_a_shard_takes_no_more_folders_than_fit(tmp_path: Path, monkeypatch: pyt
 def test_settings_name_everything_that_changes_clips() -> None:
     """A new option must be decided on: part of the settings or free."""
     config = IngestConfig(source="a", output="b")
-    free = {"source", "output", "tracking", "clips_per_shard", "limit"}
+    free = {"source", "output", "clips_per_shard", "limit"}
     assert set(config.settings(tiny_head())) == set(IngestConfig.model_fields) - free | {"head_hash"}
-    assert dataclasses.is_dataclass(Converted)

@@ -57,18 +57,12 @@ def test_it_goes_to_another_process(tmp_path: Path) -> None:
     assert shards.clip(1).header == tiny_take(1).header
 
 
-def test_opening_reads_two_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny_shards("memory://shards/opening", clips=6)
-    read: list[str] = []
-    original = files.read_bytes
-
-    def noting(location: str, *args: Any) -> bytes:
-        read.append(location.rsplit("/", 1)[-1])
-        return original(location, *args)
-
-    monkeypatch.setattr(files, "read_bytes", noting)
-    open_shards("memory://shards/opening")
-    assert read == ["manifest.json", "manifest.parquet"]
+def test_a_table_that_goes_on_is_not_the_one_written(tmp_path: Path) -> None:
+    tiny_shards(tmp_path, clips=2)
+    with open(tmp_path / "manifest.parquet", "ab") as f:
+        f.write(b"more")
+    with pytest.raises(SpatialAvatarError, match=r"manifest\.parquet: is not the table"):
+        open_shards(tmp_path)
 
 
 def test_equal_records_give_equal_bytes(tmp_path: Path) -> None:

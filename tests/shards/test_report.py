@@ -98,12 +98,13 @@ def test_faults_of_pictures(tmp_path: Path) -> None:
     large = encode(np.zeros((25, 32), np.uint8), "png")
     png = encode(decode(frame.image, 32, 24, color=True), "png")
     for name, changes, said in (
-        ("cut", {"image": frame.image[:-2]}, "other: images/000002.jpg: the JPEG is truncated or damaged"),
-        ("kind", {"image": png}, "other: images/000002.jpg: is a png picture, expected jpg"),
-        ("matte", {"matte": large}, "other: masks/000002.png: is 32 x 25 pixels, expected 32 x 24"),
-        ("empty", {"matte": b""}, "other: masks/000002.png: the file is empty"),
+        ("cut", {"image": frame.image[:-2]}, "images/000002.jpg, {}: content: the JPEG is truncated or damaged"),
+        ("kind", {"image": png}, "images/000002.jpg, {}: format: is a png picture, expected jpg"),
+        ("matte", {"matte": large}, "masks/000002.png, {}: size: is 32 x 25 pixels, clip.json says 32 x 24"),
+        ("empty", {"matte": b""}, "masks/000002.png, {}: content: the file is empty"),
     ):
-        assert data_set(tmp_path / name, faulty(take, 2, **changes)) == [said]
+        expected = f"other: {said.format('instant 2 camera 0')}"
+        assert data_set(tmp_path / name, faulty(take, 2, **changes)) == [expected]
 
 
 def test_faults_of_cameras(tmp_path: Path) -> None:

@@ -198,6 +198,7 @@ def test_a_clip_is_one_request_and_each_frame_one_more_or_all_are_one(
         assert [r.range for r in faulty_store.requests] == [f"bytes={entry.start}-{entry.end - 1}"]
     faulty_store.heal()
     open_shards(in_store.output)
+    assert [r.path.rsplit("/", 1)[-1] for r in faulty_store.requests] == ["manifest.json", "manifest.parquet"]
     assert len(faulty_store.requests) <= 5
 
 
