@@ -6,10 +6,12 @@ own share, so nothing is lost or repeated between ranks and a step number says a
 """
 
 import contextlib
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ExecutionResources
@@ -19,7 +21,7 @@ from spatialavatar.head import HeadModel
 from spatialavatar.training.batch import PackedBatch
 from spatialavatar.training.config import TrainConfig
 from spatialavatar.training.pool import ClipPool, open_pool
-from spatialavatar.training.stream import Plan, Share, assembled, prepare, share_of_memory
+from spatialavatar.training.stream import Plan, Share, assembled, keep_freed_memory, prepare, share_of_memory
 
 PARTS_AT_ONCE = 2048  # in one Ray data set: each is planned up front and costs the driver some kilobytes
 BLOCK = 8 << 20  # bytes; large ones fill a small object store and are spilled
@@ -68,15 +70,16 @@ def _prepared(
     for start in range(0, len(plan), PARTS_AT_ONCE):
         leg = range(start, min(start + PARTS_AT_ONCE, len(plan)))
 
-        def make(row: dict[str, Any], start: int = start) -> list[dict[str, bytes]]:
+        def make(row: dict[str, Any], start: int = start) -> Iterator[pa.Table]:
             try:
                 pool, read = _pool(settings, held, workers)
-                return [{"batch": batch.to_bytes()} for batch in prepare(pool, read, plan[start + row["id"]])]
+                for batch in prepare(pool, read, plan[start + int(row["id"][0])]):
+                    yield _table(batch.to_bytes())
             except SpatialAvatarError as e:  # as a value: Ray would wrap it in pages of tracebacks
-                return [{"batch": ERROR + str(e).encode()}]
+                yield _table(ERROR + str(e).encode())
 
-        parts = ray.data.range(len(leg), override_num_blocks=len(leg)).flat_map(
-            make, num_cpus=1, compute=ray.data.TaskPoolStrategy(size=workers)
+        parts = ray.data.range(len(leg), override_num_blocks=len(leg)).map_batches(
+            make, batch_size=1, num_cpus=1, compute=ray.data.TaskPoolStrategy(size=workers)
         )
         options = parts.context.execution_options
         options.preserve_order = True
@@ -90,17 +93,26 @@ def _prepared(
         rows.close()
 
 
-def _rows(parts: ray.data.Dataset) -> Generator[bytes, None, None]:
+def _table(content: bytes) -> pa.Table:
+    """One row, which looks into ``content``."""
+    offsets = pa.py_buffer(np.array([0, len(content)]))
+    return pa.table(
+        {"batch": pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(content)])}
+    )
+
+
+def _rows(parts: ray.data.Dataset) -> Generator[memoryview, None, None]:
     blocks: Iterable[Any] = parts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
     for block in blocks:
         for value in block.column("batch"):
-            data = value.as_buffer().to_pybytes()
-            if data.startswith(ERROR):
-                raise SpatialAvatarError(data.removeprefix(ERROR).decode())
+            data = memoryview(value.as_buffer())
+            if data[: len(ERROR)] == ERROR:
+                raise SpatialAvatarError(str(data[len(ERROR) :], "utf-8"))
             yield data
 
 
 @lru_cache(maxsize=1)  # a worker process of Ray does many parts of a training, then those of another
 def _pool(settings: str, head: Any, workers: int) -> tuple[ClipPool, TrainConfig]:
+    keep_freed_memory()
     config = TrainConfig.model_validate_json(settings)
     return open_pool(share_of_memory(config.data, workers), ray.get(head), config.phase), config

@@ -4,6 +4,7 @@ A batch is a function of (config, pool, step) alone: sample ``step * batch_size 
 a sample is drawn from (seed, sample number). Who prepares it, and how far ahead, changes nothing (``stream``).
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -31,6 +32,8 @@ from spatialavatar.training.samplers import (
     temperature_at,
     visit_of,
 )
+
+_DTYPES = {"U8": np.uint8, "BOOL": np.bool_, "I64": np.int64, "F32": np.float32}  # by safetensors' names
 
 
 @dataclass(frozen=True)
@@ -103,14 +106,20 @@ class PackedBatch:
         return safetensors.numpy.save(self.arrays)
 
     @staticmethod
-    def from_bytes(data: bytes) -> "PackedBatch":
-        return PackedBatch(safetensors.numpy.load(data))
+    def from_bytes(data: Any) -> "PackedBatch":
+        """From the bytes of ``to_bytes`` or a buffer of them, which its arrays then look into."""
+        view = memoryview(data)
+        begin = 8 + int.from_bytes(view[:8], "little")  # safetensors: size of the header, header, arrays
+        arrays = {}
+        for name, value in json.loads(bytes(view[8:begin])).items():
+            first, last = value["data_offsets"]
+            array = np.frombuffer(view[begin + first : begin + last], _DTYPES[value["dtype"]])
+            arrays[name] = array.reshape(value["shape"])
+        return PackedBatch(arrays)
 
     @staticmethod
     def cat(parts: "Sequence[PackedBatch]") -> "PackedBatch":
-        """Parts of a batch, in the order of their rows."""
-        if len(parts) == 1:
-            return parts[0]
+        """Parts of a batch, in the order of their rows; a copy."""
         names = dict.fromkeys(name for part in parts for name in part.arrays)
         return PackedBatch({name: np.concatenate([_rows(name, part, parts) for part in parts]) for name in names})
 
