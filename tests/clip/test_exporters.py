@@ -1,5 +1,6 @@
 """Where an export goes and when it does: a whole folder or none. What is in it is tested with each format."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from spatialavatar import files
 from spatialavatar.cli.clip import app
 from spatialavatar.clip import TrackedClip
 from spatialavatar.clip.exporters import FORMATS, ExportReport, export_clip
-from spatialavatar.clip.importers import open_source
+from spatialavatar.clip.header import FrameIndex
+from spatialavatar.clip.importers import open_source, recognise
+from spatialavatar.clip.pictures import EncodedFrame
 from spatialavatar.clip.tracked_clip import Progress
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head import HeadModel, HeadParams, write_head
@@ -103,6 +106,26 @@ def test_refused(clip: TrackedClip, tmp_path: Path) -> None:
         with pytest.raises(SpatialAvatarError, match="holds the clip itself"):
             export_clip(clip, "fake", place, tiny_head(), force=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clips", "file"]
+
+
+@pytest.mark.parametrize("format", ["vhap", "gagavatar-track"])
+def test_what_is_half_written_on_a_store_is_no_export(tmp_path: Path, format: str) -> None:
+    """Also over an earlier export: its listing would then be of other pictures."""
+    parts = {"instants": 2, "width": 64, "height": 64}
+    clip, out = tiny_clip(tmp_path / "a", **parts), f"memory://half-written/{format}"
+    export_clip(clip, format, out, tiny_head())
+    assert recognise(frozenset(files.list_folder(out))) == format
+
+    def lost(index: FrameIndex) -> EncodedFrame:
+        if index.instant == 1:
+            raise SpatialAvatarError("the picture is lost")
+        return clip.encoded(index)
+
+    with pytest.raises(SpatialAvatarError, match="is lost"):
+        export_clip(dataclasses.replace(clip, read_frame=lost), format, out, tiny_head(), force=True)
+    assert recognise(frozenset(files.list_folder(out))) is None
+    export_clip(clip, format, out, tiny_head(), force=True)
+    assert open_source(out, tiny_head())[0].instants == 2
 
 
 @pytest.fixture(scope="module")

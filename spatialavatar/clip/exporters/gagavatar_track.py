@@ -25,16 +25,14 @@ from torch import Tensor
 
 from spatialavatar import files
 from spatialavatar.clip.conventions import to_pytorch3d
-from spatialavatar.clip.exporters.report import ExportReport
+from spatialavatar.clip.exporters.report import ExportReport, common_notes
 from spatialavatar.clip.header import FrameIndex
-from spatialavatar.clip.importers.gagavatar_track import FOCAL, HEAD_SCALE, PICTURES, SHAPES, SPLIT
+from spatialavatar.clip.importers.gagavatar_track import FOCAL, HEAD_SCALE, PARAMETERS, PICTURES, SHAPES, SPLIT
 from spatialavatar.clip.importers.options import fitted_codes
 from spatialavatar.clip.pictures import encode, encoded_size
 from spatialavatar.clip.tracked_clip import Progress, TrackedClip
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head.canonical import canonical
-from spatialavatar.head.convert.flame import FLAME_FACES
-from spatialavatar.head.convert.flame_assets import TEETH_FACES
 from spatialavatar.head.model import HeadModel
 from spatialavatar.head.params import HeadParams
 
@@ -87,6 +85,8 @@ def export_gagavatar_track(
         for c, video in enumerate(videos)
         for t in range(clip.instants)
     }
+    for file in PARAMETERS:  # of an earlier export, which would track what is half written
+        files.remove(files.join(out, file))
     _write_pictures(clip, videos, names, out, progress)
     split = {
         "train": [f"{names[c]}_{t}" for t, c in _by_camera(clip.split("train"))],
@@ -95,8 +95,8 @@ def export_gagavatar_track(
     }
     files.write_json(files.join(out, SPLIT), split)
     content = _pickled(tracked)
-    for name in ("smoothed.pkl", "optim.pkl"):
-        files.write_bytes(files.join(out, name), content)
+    for file in PARAMETERS:
+        files.write_bytes(files.join(out, file), content)
     return ExportReport(4, tuple(_notes(clip, head, videos, names)))
 
 
@@ -339,12 +339,7 @@ def _notes(clip: TrackedClip, head: HeadModel, videos: list[_Video], names: list
         yield "mattes are not held, pictures are on black"
     if clip.matte_kind == "none":
         yield "the clip has no mattes: pictures keep their background, where the tool's are black"
-    for held, what in ((clip.has_region, "regions"), (clip.landmarks is not None, "landmarks")):
-        if held:
-            yield f"{what} are not held"
-    if len(head.faces) not in (FLAME_FACES, FLAME_FACES + TEETH_FACES):
-        yield f"the head '{head.info.id}' is no FLAME: readers that pose FLAME will show another face"
     if clip.cameras == 1 and names[0] != clip.identity:
         yield f"'{clip.identity}' is named {names[0]}: readers take a video's name from what stands before underscores"
-    yield f"the frame rate ({clip.fps:g}) is not held; give it when importing"
+    yield from common_notes(clip, head)
     yield "smoothed.pkl holds the values of optim.pkl, not smoothed"

@@ -2,8 +2,25 @@
 
 from dataclasses import dataclass
 
+from spatialavatar.clip.tracked_clip import TrackedClip
+from spatialavatar.head.convert.flame import FLAME_FACES
+from spatialavatar.head.convert.flame_assets import TEETH_FACES
+from spatialavatar.head.model import HeadModel
+
 
 @dataclass(frozen=True)
 class ExportReport:
     files: int  # written
     notes: tuple[str, ...] = ()  # what the format could not hold, in numbers
+
+
+def common_notes(clip: TrackedClip, head: HeadModel) -> list[str]:
+    """What none of the tools' formats holds."""
+    notes = []
+    if len(head.faces) not in (FLAME_FACES, FLAME_FACES + TEETH_FACES):
+        notes.append(f"the head '{head.info.id}' is no FLAME: programs that pose FLAME will show another face")
+    for held, what in ((clip.has_region, "regions of interest"), (clip.landmarks is not None, "landmarks")):
+        if held:
+            notes.append(f"{what} are not held")
+    notes.append(f"the frame rate ({clip.fps:g}) is not held; give it by --fps when importing")
+    return notes

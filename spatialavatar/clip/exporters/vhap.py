@@ -11,16 +11,16 @@ several when there is no camera 8, as val; the others test.
 
 import io
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from spatialavatar import files
 from spatialavatar.clip.conventions import to_opengl_camera_to_world
-from spatialavatar.clip.exporters.report import ExportReport
+from spatialavatar.clip.exporters.report import ExportReport, common_notes
 from spatialavatar.clip.header import FrameIndex
-from spatialavatar.clip.importers.vhap_export import CANONICAL_FILE, LISTING_FILE, TEETH
+from spatialavatar.clip.importers.vhap_listing import CANONICAL_FILE, DIVISIONS, LISTING_FILE, division_file
+from spatialavatar.clip.importers.vhap_parameters import TEETH
 from spatialavatar.clip.pictures import decode, encode
 from spatialavatar.clip.tracked_clip import Progress, TrackedClip
 from spatialavatar.errors import SpatialAvatarError
@@ -28,7 +28,7 @@ from spatialavatar.head.model import HeadModel
 
 SHAPE_CODES, EXPRESSION_CODES = 300, 100  # of FLAME in VHAP
 FLAME_VERTICES = 5023
-FLAME_FACES = (9976, 9976 + 168)  # without and with VHAP's teeth
+LISTINGS = (*map(division_file, DIVISIONS), LISTING_FILE)
 TRAIN_SHARE = 0.7
 VALIDATION_CAMERA = 8  # NeRSemble's front view
 
@@ -41,13 +41,13 @@ def export_vhap(clip: TrackedClip, head: HeadModel, out: files.Location, progres
     clip.require_head(head)
     arrays = clip.arrays()
     moved = arrays["translation"].astype(np.float64).mean(0)
-    written = _write_parameters(clip, arrays, moved, out)
-
     poses = to_opengl_camera_to_world(clip.world_to_camera.double()).numpy()
     poses[..., :3, 3] -= moved
     listed = [_frame(clip, index, poses) for index in clip.header.frames()]
-    written += _write_listings(clip, listed, out)
 
+    for name in LISTINGS:  # of an earlier export, which would list what is half written
+        files.remove(files.join(out, name))
+    written = _write_parameters(clip, arrays, moved, out)
     for done, (index, entry) in enumerate(zip(clip.header.frames(), listed)):
         image, matte = _pictures(clip, index)
         files.write_bytes(files.join(out, entry["file_path"]), image)
@@ -57,6 +57,7 @@ def export_vhap(clip: TrackedClip, head: HeadModel, out: files.Location, progres
             written += 1
         if progress is not None:
             progress(done + 1, len(listed))
+    written += _write_listings(clip, listed, out)  # last: without them the folder is no export
     return ExportReport(written, tuple(_notes(clip, head, moved)))
 
 
@@ -140,21 +141,24 @@ def _write_listings(clip: TrackedClip, frames: list[dict[str, Any]], out: files.
         key: frames[-1][key] for key in ("cx", "cy", "fl_x", "fl_y", "h", "w", "camera_angle_x", "camera_angle_y")
     }
     trained, validating = split_of(clip)
-    every = range(clip.cameras)
-    training = [c for c in every if c not in validating]
+    every = list(range(clip.cameras))
     before, after = range(trained), range(trained, clip.instants)
-    parts: dict[str, tuple[range, Sequence[int]]] = {
+    parts: dict[str, tuple[range, list[int]]] = {
+        division_file("train"): (before, [c for c in every if c not in validating]),
+        division_file("val"): (before, validating),
+        division_file("test"): (after, every),
         LISTING_FILE: (range(clip.instants), every),
-        "transforms_train.json": (before, training),
-        "transforms_val.json": (before, validating),
-        "transforms_test.json": (after, every),
     }
-    for name, (timesteps, cameras) in parts.items():
-        chosen = [f for f in frames if f["timestep_index"] in timesteps and f["camera_index"] in cameras]
-        indices = {"timestep_indices": list(timesteps), "camera_indices": list(cameras)}
-        listing = {**shared, **indices, "frames": chosen}
+    for name in LISTINGS:
+        timesteps, cameras = parts[name]
+        listing = {
+            **shared,
+            "timestep_indices": list(timesteps),
+            "camera_indices": cameras,
+            "frames": [frames[t * clip.cameras + c] for t in timesteps for c in cameras],
+        }
         files.write_json(files.join(out, name), listing)
-    return len(parts)
+    return len(LISTINGS)
 
 
 def _pictures(clip: TrackedClip, index: FrameIndex) -> tuple[bytes, bytes | None]:
@@ -176,12 +180,7 @@ def _pictures(clip: TrackedClip, index: FrameIndex) -> tuple[bytes, bytes | None
 
 def _notes(clip: TrackedClip, head: HeadModel, moved: np.ndarray) -> list[str]:
     notes = []
-    if head.vertex_count not in (FLAME_VERTICES, FLAME_VERTICES + TEETH) or len(head.faces) not in FLAME_FACES:
-        notes.append(
-            f"head '{head.info.id}' with {head.vertex_count} vertices is not FLAME: programs that pose the parameters "
-            "with FLAME will show another face"
-        )
-    elif clip.params.static_offset is not None and head.vertex_count == FLAME_VERTICES:
+    if clip.params.static_offset is not None and head.vertex_count == FLAME_VERTICES:
         notes.append(f"the static offset of the {TEETH} vertices of VHAP's teeth is zero")
     if (distance := float(np.linalg.norm(moved))) > 1e-6:
         x, y, z = -moved
@@ -204,9 +203,6 @@ def _notes(clip: TrackedClip, head: HeadModel, moved: np.ndarray) -> list[str]:
     if clip.matte_kind != "alpha":
         what = "on black" if clip.matte_kind == "burnt_black" else "with their background"
         notes.append(f"the clip has no mattes: no fg_masks, and images {what} instead of on white")
-    if clip.has_region:
-        notes.append("regions of interest are not held")
-    if clip.face_box is not None or clip.landmarks is not None:
-        notes.append("face boxes and landmarks are not held")
-    notes.append(f"the frame rate is not held: {clip.fps:g} fps")
-    return notes
+    if clip.face_box is not None:
+        notes.append("face boxes are not held")
+    return [*notes, *common_notes(clip, head)]

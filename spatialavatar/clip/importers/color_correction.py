@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from spatialavatar.clip.importers.foreign_json import numbers
 from spatialavatar.errors import SpatialAvatarError
 
 _SQUARES = "R G B RG RB GB RR GG BB"
@@ -36,13 +37,10 @@ PRODUCTS: dict[int, list[str]] = {len(text.split()): text.split() for text in _P
 
 def color_matrix(value: Any, where: str) -> Float[np.ndarray, "3 n"]:
     """The matrix as JSON holds it, checked; ``where`` names file and camera. Raises SpatialAvatarError."""
-    try:
-        matrix = np.array(value, np.float64)
-    except (ValueError, TypeError, OverflowError):
-        matrix = np.empty(0)
-    if matrix.ndim != 2 or matrix.shape[0] != 3 or matrix.shape[1] not in PRODUCTS or not (np.abs(matrix) < 1e6).all():
+    matrix = numbers(value, (3, None), where)
+    if matrix.shape[1] not in PRODUCTS:
         known = ", ".join(map(str, PRODUCTS))
-        raise SpatialAvatarError(f"{where}: expected a colour matrix of 3 rows and {known} numbers a row")
+        raise SpatialAvatarError(f"{where} holds rows of {matrix.shape[1]} numbers, a colour matrix has {known}")
     return matrix
 
 

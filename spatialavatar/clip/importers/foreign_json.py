@@ -11,6 +11,7 @@ from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError
 
 LARGEST_FILE = 200 << 20  # bytes; an hour of video takes about half
+ROTATION_TOLERANCE = 1e-3  # on the entries of R R^T - I
 _LARGEST_NUMBER = 1e9  # nothing in trackers' files comes near: metres, radians, pixels
 
 
@@ -19,7 +20,8 @@ def read_foreign_json(location: files.Location, max_bytes: int = LARGEST_FILE) -
     try:
         value = json.loads(files.read_bytes(location, max_bytes))
     except (ValueError, RecursionError) as e:  # also numbers of thousands of digits, thousands of nested brackets
-        raise SpatialAvatarError(f"{location}: not usable JSON ({e}); it may be truncated, get it again") from None
+        reason = ascii(str(e))[1:-1][:120]
+        raise SpatialAvatarError(f"{location}: not usable JSON ({reason}); it may be truncated, get it again") from None
     if not isinstance(value, dict):
         raise SpatialAvatarError(f"{location}: not what the tracker writes, expected a JSON object")
     return value
@@ -36,10 +38,24 @@ def numbers(value: Any, shape: Sequence[int | None], what: str) -> Float64[np.nd
         array = np.empty(0, object)
     fits = array.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, array.shape))
     if array.dtype.kind not in "iuf" or not fits:
-        wanted = " x ".join("any number of" if n is None else str(n) for n in shape)
+        wanted = " x ".join("n" if n is None else str(n) for n in shape)
         found = f"{' x '.join(map(str, array.shape))} numbers" if array.dtype.kind in "iuf" else "something else"
         raise SpatialAvatarError(f"{what} holds {found}, expected {wanted or 'one'} number{'s' if shape else ''}")
     array = array.astype(np.float64)
     if not (np.abs(array) <= _LARGEST_NUMBER).all():
         raise SpatialAvatarError(f"{what} holds NaN, infinity or a number beyond {_LARGEST_NUMBER:.0e}")
     return array
+
+
+def rigid_matrix(value: Any, what: str) -> Float64[np.ndarray, "4 4"]:
+    """A rotation and a position or translation. Raises SpatialAvatarError for anything else."""
+    matrix = numbers(value, (4, 4), what)
+    rotation = matrix[:3, :3]
+    off = np.abs(rotation @ rotation.T - np.eye(3)).max()
+    determinant = np.linalg.det(rotation)
+    if off > ROTATION_TOLERANCE or determinant < 0 or np.abs(matrix[3] - [0, 0, 0, 1]).max() > 1e-6:
+        raise SpatialAvatarError(
+            f"{what} is no rotation and position (R R^T differs from the identity by {off:.3g}, determinant "
+            f"{determinant:.3g}, last row {' '.join(f'{v:.3g}' for v in matrix[3])})"
+        )
+    return matrix

@@ -9,6 +9,7 @@ Beside them may lie tracked.mp4, whose header knows the frame rate, and dataset.
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,17 @@ _HALVED_ABOVE = 50.0  # frames in a second: of such videos the tool keeps every 
 Tracked = dict[str, Any]  # key to what the pickle holds under it
 
 
+@dataclass(frozen=True)
+class _Results:
+    """What the videos of a folder share."""
+
+    location: str  # of the pickle, for messages
+    reader: LmdbReader
+    fps: float
+    held_out: frozenset[str]  # keys
+    notes: list[str]
+
+
 def is_gagavatar_track(names: frozenset[str]) -> bool:
     return PICTURES in names and not names.isdisjoint(PARAMETERS)
 
@@ -66,13 +78,11 @@ def open_gagavatar_track(folder: str, head: HeadModel, options: ImportOptions) -
     reader = LmdbReader(files.join(folder, PICTURES))
     try:
         notes = [location.rsplit("/", 1)[-1], origin, *_check_pictures(reader, location, videos)]
-        clips = []
-        for name, tracked in videos.items():
-            where = folder if len(videos) == 1 else f"{folder} ({name})"
-            test_from, split_notes = _test_from(tracked, held_out)
-            clip = _clip(where, name, location, tracked, reader, head, options, fps, test_from, [*notes, *split_notes])
-            clips.append(with_test_last(clip, options.test_last))
-        return clips
+        results = _Results(location, reader, fps, held_out, notes)
+        return [
+            _clip(folder if len(videos) == 1 else f"{folder}#{_printable(name)}", name, tracked, results, head, options)
+            for name, tracked in videos.items()
+        ]
     except BaseException:
         reader.close()
         raise
@@ -115,17 +125,9 @@ def _check_pictures(reader: LmdbReader, location: str, videos: dict[str, Tracked
 
 
 def _clip(
-    where: str,
-    name: str,
-    location: str,
-    tracked: Tracked,
-    reader: LmdbReader,
-    head: HeadModel,
-    options: ImportOptions,
-    fps: float,
-    test_from: int | None,
-    notes: list[str],
+    where: str, name: str, tracked: Tracked, results: _Results, head: HeadModel, options: ImportOptions
 ) -> TrackedClip:
+    location, reader = results.location, results.reader
     keys = list(tracked)
     values = {field: _rows(location, tracked, field) for field in SHAPES}
     shape, shape_notes = _mean_shape(values["shapecode"])
@@ -141,9 +143,11 @@ def _clip(
         translation=torch.zeros(count, 3),
     )
     transform = values["transform_matrix"]
+    test_from, split_notes = _test_from(tracked, results.held_out)
+    notes = [*results.notes, *split_notes, *shape_notes]
     focal = torch.full((count,), ndc_focal_to_pixels(FOCAL, size))
     centre = torch.full((count,), size / 2)
-    return assemble_clip(
+    clip = assemble_clip(
         where,
         identity=chosen_identity(options, name),
         head=head,
@@ -152,14 +156,15 @@ def _clip(
         intrinsics=intrinsics_matrix(focal, focal, centre, centre)[:, None],
         width=size,
         height=size,
-        fps=fps,
+        fps=results.fps,
         frames=_frames(reader, keys),
         matte_kind="burnt_black",
         face_box=(values["bbox"] * size)[:, None],
         test_from=test_from,
-        source=ClipSource("gagavatar-track", "; ".join([*notes, *shape_notes]), options.licence or "not stated"),
+        source=ClipSource("gagavatar-track", "; ".join(notes), options.licence or "not stated"),
         image_format="jpg" if kind == "jpg" else "png",
     )
+    return with_test_last(clip, options.test_last)
 
 
 def _frames(reader: LmdbReader, keys: list[str]) -> Callable[[int, int], EncodedFrame]:
@@ -236,3 +241,7 @@ def _test_from(tracked: Tracked, held_out: frozenset[str]) -> tuple[int | None, 
 
 def _shown(key: object) -> str:
     return ascii(key)[:100]
+
+
+def _printable(name: str) -> str:
+    return name if name.isprintable() else ascii(name)[1:-1]

@@ -22,6 +22,7 @@ from spatialavatar.clip.assembly import assemble_clip
 from spatialavatar.clip.conventions import from_opengl, intrinsics_matrix
 from spatialavatar.clip.header import ClipSource
 from spatialavatar.clip.importers.foreign_json import numbers, read_foreign_json
+from spatialavatar.clip.importers.foreign_pictures import read_picture
 from spatialavatar.clip.importers.mattes import decode_rgba, has_alpha, split_alpha
 from spatialavatar.clip.importers.options import (
     ImportOptions,
@@ -40,12 +41,12 @@ PARAMS_FILE = "flame_params.json"
 SCALE = 4.0  # of FLAME's vertices in the tracker's world
 PIXELS_AT = 512  # older files hold intrinsics in pixels of images of this size
 TEST_INSTANTS = 350  # at the end, held out by both programs
-_LARGEST_PICTURE = 256 << 20  # bytes
 
 
 class _Frame(NamedTuple):
-    number: int
-    image: str  # locations
+    """Where its pictures lie."""
+
+    image: str
     mask: str | None
 
 
@@ -68,7 +69,7 @@ def open_imavatar(folder: str, head: HeadModel, options: ImportOptions) -> list[
     values = [frame for _, frame in ordered]
     frames = _find_pictures(folder, location, values, order)
 
-    first = files.read_bytes(frames[0].image, _LARGEST_PICTURE)
+    first = read_picture(frames[0].image)
     try:
         size = encoded_size(first)
         matte = _matte(first, frames[0])
@@ -140,7 +141,7 @@ def _find_pictures(folder: str, location: str, values: list[dict[str, Any]], ord
             kind, tried = ("image", places) if image is None else ("mask", [masks])
             shown = " or ".join(p.removeprefix(folder).strip("/") + "/" for p in tried)
             raise SpatialAvatarError(f"{location}: frame {number} has no {kind} {stem}.png in {shown}; restore it")
-        frames.append(_Frame(number, image, mask))
+        frames.append(_Frame(image, mask))
     return frames
 
 
@@ -155,7 +156,7 @@ def _matte(first: bytes, frame: _Frame) -> Matte:
 
 
 def _read(frame: _Frame, matte: Matte) -> EncodedFrame:
-    image = files.read_bytes(frame.image, _LARGEST_PICTURE)
+    image = read_picture(frame.image)
     alpha = None
     try:
         if matte == "alpha of the images" or has_alpha(image):
@@ -164,7 +165,7 @@ def _read(frame: _Frame, matte: Matte) -> EncodedFrame:
         raise SpatialAvatarError(f"{frame.image}: {e}") from None
     if matte == "mask/":
         assert frame.mask is not None
-        alpha = files.read_bytes(frame.mask, _LARGEST_PICTURE)
+        alpha = read_picture(frame.mask)
     return EncodedFrame(image, None if matte == "none" else alpha)
 
 

@@ -7,9 +7,8 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from spatialavatar.clip.importers.foreign_pictures import LARGEST_SIDE
 from spatialavatar.clip.pictures import encode, encoded_size
-
-LARGEST_SIDE = 8192  # pixels, of a clip's pictures
 
 
 def has_alpha(png: bytes) -> bool:

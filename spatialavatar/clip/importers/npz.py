@@ -15,6 +15,7 @@ from torch import Tensor
 from spatialavatar import files
 from spatialavatar.clip.assembly import assemble_clip
 from spatialavatar.clip.header import ClipSource
+from spatialavatar.clip.importers.foreign_pictures import read_picture
 from spatialavatar.clip.importers.options import ImportOptions, chosen_identity, with_test_last
 from spatialavatar.clip.pictures import EncodedFrame
 from spatialavatar.clip.tracked_clip import TrackedClip
@@ -58,7 +59,7 @@ def open_npz(folder: str, head: HeadModel, options: ImportOptions) -> list[Track
     def read_frame(instant: int, camera: int) -> EncodedFrame:
         def read(picture: str, ending: str) -> bytes | None:
             name = f"{frame_ids[instant]:06d}.{ending}"
-            return files.read_bytes(files.join(folder, picture, name)) if listed[picture] else None
+            return read_picture(files.join(folder, picture, name)) if listed[picture] else None
 
         image = read("images", ending)
         if image is None:

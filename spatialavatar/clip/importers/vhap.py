@@ -1,4 +1,4 @@
-"""Importer for VHAP's exports and GaussianAvatars' data sets (vhap_export.py reads them).
+"""Importer for VHAP's exports and GaussianAvatars' data sets (vhap_listing.py, vhap_parameters.py, vhap_pictures.py).
 
 Several cameras become a multi-view take, the sequences of a union one clip each. VHAP composites images on white: with
 its masks the straight image is recovered.
@@ -11,19 +11,23 @@ import torch
 from spatialavatar.clip.assembly import assemble_clip
 from spatialavatar.clip.header import ClipSource
 from spatialavatar.clip.importers.options import ImportOptions, chosen_identity, with_test_last
-from spatialavatar.clip.importers.vhap_export import (
+from spatialavatar.clip.importers.vhap_listing import (
+    CANONICAL_FILE,
+    DIVISIONS,
+    LISTING_FILE,
     VhapSequence,
-    is_export,
-    open_pictures,
-    read_parameters,
+    division_file,
     read_sequences,
 )
+from spatialavatar.clip.importers.vhap_parameters import read_parameters
+from spatialavatar.clip.importers.vhap_pictures import open_pictures
 from spatialavatar.clip.tracked_clip import TrackedClip
 from spatialavatar.head.model import HeadModel
 
 
 def is_vhap(names: frozenset[str]) -> bool:
-    return is_export(names)
+    listed = {LISTING_FILE, *map(division_file, DIVISIONS)} & names
+    return bool(listed) and bool({CANONICAL_FILE, "flame_param"} & names)
 
 
 def open_vhap(folder: str, head: HeadModel, options: ImportOptions) -> list[TrackedClip]:

@@ -156,6 +156,38 @@ def test_several_videos(made: TrackFolder, tmp_path: Path) -> None:
     assert all(validate_clip(clip.location, flame_head()) == [] for clip in written)
 
 
+@pytest.mark.parametrize(
+    ("names", "folders"),
+    [
+        (["ann", "ben"], ["mia_ann", "mia_ben"]),
+        (["x/ann", "x/ben"], ["mia_ann", "mia_ben"]),
+        (["a b", "a:b"], ["mia_000", "mia_001"]),  # of which folders' names are made alike
+        ([120 * "a", 121 * "a"], ["mia_000", "mia_001"]),
+        (["ann", "a\r\x1b"], ["mia_a_r_x1b", "mia_ann"]),
+    ],
+)
+def test_several_videos_of_one_person(tmp_path: Path, names: list[str], folders: list[str]) -> None:
+    made = track_folder(1, names[0], SIZE)
+    other = track_folder(1, names[1], SIZE)
+    made.optim |= other.optim
+    made.pictures |= other.pictures
+    source = made.write(tmp_path / "source")
+    clips = open_source(source, flame_head(), options=ImportOptions(identity="mia"))
+    assert [clip.identity for clip in clips] == ["mia", "mia"] and clips[0].location.isprintable()
+    import_clips(source, tmp_path / "out", flame_head(), options=ImportOptions(identity="mia"))
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == folders
+
+
+def test_none_of_several_is_written_where_one_may_not_be(tmp_path: Path) -> None:
+    made, other = track_folder(1, "ann", SIZE), track_folder(1, "ben", SIZE)
+    made.optim |= other.optim
+    made.pictures |= other.pictures
+    tiny_clip(tmp_path / "out/ben")
+    with pytest.raises(SpatialAvatarError, match="ben: holds a clip"):
+        import_clips(made.write(tmp_path / "source"), tmp_path / "out", flame_head())
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["ben"]
+
+
 def test_a_tracked_frame_without_picture(made: TrackFolder, tmp_path: Path) -> None:
     del made.pictures[KEYS[7]]
     with pytest.raises(SpatialAvatarError, match=r"img_lmdb/data\.mdb: holds no picture for 'anna_k_7', which .*optim"):

@@ -12,7 +12,17 @@ from spatialavatar.clip import FrameIndex, TrackedClip, validate_clip
 from spatialavatar.clip.importers import ImportOptions, import_clips
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head import HeadModel
-from tests.builders.clips import CHIN, EYE_LEFT, EYE_RIGHT, NOSE, tiny_cameras, tiny_head, tiny_params, tiny_pictures
+from tests.builders.clips import (
+    CHIN,
+    EYE_LEFT,
+    EYE_RIGHT,
+    NOSE,
+    tiny_cameras,
+    tiny_clip,
+    tiny_head,
+    tiny_params,
+    tiny_pictures,
+)
 from tests.builders.trackers.checks import check_upright_and_unmirrored
 from tests.builders.trackers.npz import HEIGHT, WIDTH, T, npz_folder
 
@@ -98,6 +108,9 @@ def test_refused_requests(tmp_path: Path) -> None:
         import_one(source, source, tiny_head(), force=True)
     with pytest.raises(SpatialAvatarError, match="no such folder"):
         import_one(tmp_path / "absent", tmp_path / "clip", tiny_head())
+    tiny_clip(tmp_path / "ready")
+    with pytest.raises(SpatialAvatarError, match="ready: is a tracked clip already"):
+        import_clips(tmp_path / "ready", tmp_path / "clip", tiny_head())
     (tmp_path / "empty").mkdir()
     with pytest.raises(SpatialAvatarError, match="no such folder"):
         import_one(tmp_path / "empty", tmp_path / "clip", tiny_head())
