@@ -16,7 +16,9 @@ def run(app: typer.Typer, name: str) -> None:
         app(prog_name=f"python -m {name}")
     except SpatialAvatarError as e:
         _fail(str(e), 2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as e:
+        if isinstance(e, SystemExit) and e.code != 130:  # what typer makes of an interruption
+            raise
         _fail("interrupted; run the same command again to go on", 130)
     except OSError as e:
         where = e.filename2 or e.filename or "output"

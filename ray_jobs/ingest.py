@@ -82,7 +82,9 @@ def ingest(
             metavar="SHARE", min=0, max=1, help="Of a clip's frames, how many may have tracking that misses the face."
         ),
     ] = 0.05,
-    clips_per_shard: Annotated[int, typer.Option(metavar="N", min=1, help="Clips in a file.")] = 64,
+    clips_per_shard: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Clips in a file, which one process makes.")
+    ] = 16,
     limit: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Only the first N folders, for a trial.")
     ] = None,

@@ -109,7 +109,8 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
     yield "data set", found["location"]
     yield "identities", f"{found['identities']:,}"
-    yield "clips", f"{found['clips']:,} in {found['shards']:,} shards, {_size(found['bytes'])}"
+    several = "" if found["shards"] == 1 else "s"
+    yield "clips", f"{found['clips']:,} in {found['shards']:,} shard{several}, {_size(found['bytes'])}"
     yield "frames", f"{found['frames']:,}, {found['train_frames']:,} of them to train on"
     if found["bad_frames"]:
         yield "", f"{found['bad_frames']:,} whose tracking misses the face, as --max-bad-frames allowed"

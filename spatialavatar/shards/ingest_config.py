@@ -36,7 +36,7 @@ class IngestConfig(Config):
     image_format: Literal["keep", "jpg"] = "keep"
     max_size: int | None = Field(None, ge=8, le=8192)  # pixels of the longer side; larger pictures are reduced
     max_bad_frames: float = Field(0.05, ge=0, le=1)  # share of a clip's: trackers lose the face for moments
-    clips_per_shard: int = Field(64, ge=1, le=10_000)
+    clips_per_shard: int = Field(16, ge=1, le=10_000)  # what one process converts at a time
     limit: int | None = Field(None, ge=1)  # only so many sources, for a trial
 
     def settings(self, head: HeadModel) -> dict[str, Any]:

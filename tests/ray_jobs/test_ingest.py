@@ -13,7 +13,8 @@ import pytest
 
 from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError, StoreError
-from spatialavatar.shards.ingest import Count, IngestConfig, IngestSummary, Work, finish, ingest, prepare
+from spatialavatar.shards.ingest import Count, IngestSummary, Work, finish, ingest, prepare
+from spatialavatar.shards.ingest_config import IngestConfig
 from spatialavatar.shards.manifest import open_shards, read_records
 from tests.builders.clips import tiny_clip, tiny_head
 from tests.builders.folders import folder_content
@@ -100,7 +101,7 @@ import signal
 from ray_jobs.ingest import _convert
 from spatialavatar.shards import convert
 from spatialavatar.shards.find import find_sources
-from spatialavatar.shards.ingest import IngestConfig
+from spatialavatar.shards.ingest_config import IngestConfig
 from spatialavatar.shards.plan import plan_groups
 from tests.builders.clips import tiny_head
 
@@ -210,6 +211,23 @@ def test_the_command(
     assert capfd.readouterr().out.startswith(f"{tmp_path}/out: 2 clips, nothing new\n1 rejected")
     assert command(monkeypatch, *options, "--fps", "30") == 2
     assert "was made with fps None, not 30.0; use the same settings" in capfd.readouterr().err
+
+
+def test_an_interruption_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import ray_jobs.connect
+    import ray_jobs.ingest
+
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ray_jobs.connect, "connect", lambda *_: None)
+    monkeypatch.setattr(ray_jobs.ingest, "on_ray", interrupted)
+    source = clips_of(tmp_path / "in", ["a"])
+    options = ["--source", source, "--output", tmp_path / "out", "--head", head_file(tmp_path)]
+    assert command(monkeypatch, *options) == 130
+    assert capsys.readouterr().err == "error: interrupted; run the same command again to go on\n"
 
 
 @pytest.mark.parametrize(

@@ -619,7 +619,7 @@ def test_a_source_that_ends_its_process_is_quarantined(tmp_path: Path) -> None:
 
 
 def test_planning_many_sources_is_quick_and_stable() -> None:
-    config = IngestConfig(source="s3://a/b", output="s3://c/d")
+    config = IngestConfig(source="s3://a/b", output="s3://c/d", clips_per_shard=64)
     found = [SourceFolder(f"k{n:06d}", f"s3://a/b/k{n:06d}", "npz") for n in range(5_000)]
     groups = plan_groups(config, found, [], "settings")
     assert len(groups) == 79 and len({group.name for group in groups}) == 79

@@ -74,7 +74,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DataSet]:
 RESUME = """
 from ray_jobs.connect import connect
 from ray_jobs.ingest import on_ray
-from spatialavatar.shards.ingest import IngestConfig, ingest
+from spatialavatar.shards.ingest import ingest
+from spatialavatar.shards.ingest_config import IngestConfig
 connect("local", 2)
 config = IngestConfig(source=source, output=output, head=head)
 planned = []
