@@ -100,7 +100,8 @@ def _require_same(name: str, rows: Sequence[dict[str, np.ndarray]], locations: S
         return
     if first is None or now is None or first.shape != now.shape:
         raise SpatialAvatarError(f"{location}: {name} is not as in {first_location}; a clip has one for all timesteps")
-    difference = np.abs(first.astype(np.float64) - now.astype(np.float64)).max() if now.size else 0.0
+    with np.errstate(invalid="ignore"):  # infinities: their difference is refused with all that is no number
+        difference = np.abs(first.astype(np.float64) - now.astype(np.float64)).max() if now.size else 0.0
     if not difference <= _ROUNDING:
         raise SpatialAvatarError(
             f"{location}: {name} differs from {first_location} by {difference:.3g}; a clip has one for all "

@@ -53,9 +53,10 @@ class Participant:
 
     def write_unpacked(self) -> None:
         """As VHAP unpacks videos: by the tracking's own frame numbers, twice the export's size here."""
+        width, height = self.take.size
         for t, number in enumerate(self.take.numbers):
             for c, serial in enumerate(self.take.camera_ids):
-                pixels = cv2.resize(self.take.images[t, c], (2 * WIDTH, 2 * HEIGHT), interpolation=cv2.INTER_NEAREST)
+                pixels = cv2.resize(self.take.images[t, c], (2 * width, 2 * height), interpolation=cv2.INTER_NEAREST)
                 path = self.sequence / f"images/cam_{serial}_{number:06d}.jpg"
                 path.write_bytes(cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes())
 
@@ -74,10 +75,12 @@ def write_video(path: Path, rate: float, frames: list[np.ndarray]) -> None:
     writer.release()
 
 
-def participant(root: Path, timesteps: int = 3, cameras: int = 2, seed: int = 0) -> Participant:
-    take = vhap_take(timesteps, cameras, seed, width=WIDTH, height=HEIGHT)
+def participant(
+    root: Path, timesteps: int = 3, cameras: int = 2, seed: int = 0, width: int = WIDTH, height: int = HEIGHT
+) -> Participant:
+    take = vhap_take(timesteps, cameras, seed, width=width, height=height)
     take.camera_ids = SERIALS[:cameras]
-    scale = WIDTH / FULL_WIDTH
+    scale = width / FULL_WIDTH
     full = np.array([[4100.0, 0, 1085.0], [0, 4130.0, 1630.0], [0, 0, 1]])  # y of the centre from the upper edge
     take.focal[:] = [scale * full[0, 0], scale * full[1, 1]]
     take.centre[:] = [scale * full[0, 2], scale * (FULL_HEIGHT - full[1, 2])]

@@ -61,13 +61,13 @@ def _gagavatar_track(folder: Path) -> None:
 
 
 def _nersemble(root: Path) -> None:
-    shown = participant(root, timesteps=2, cameras=2)
+    shown = participant(root, timesteps=2, cameras=2, width=55, height=80)
     shown.write()
     shown.write_unpacked()
 
 
 def _nersemble_videos(root: Path) -> None:
-    shown = participant(root, timesteps=2, cameras=2)
+    shown = participant(root, timesteps=2, cameras=2, width=55, height=80)
     shown.write()
     shown.write_videos(25.0, 3, lambda frame, camera: np.full((40, 30, 3), 50 * frame + camera, np.uint8))
 
@@ -157,7 +157,7 @@ def test_without_any_one_of_its_files(sound: Sound) -> None:
 # bytes ----------------------------------------------------------------------------------------------------------------
 
 
-@few(30)
+@few(20)
 @given(data=st.data())
 def test_bytes(sound: Sound, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(sound.content)))
@@ -209,7 +209,7 @@ def mutated(value: Any, data: st.DataObject, replacements: st.SearchStrategy[Any
     return changed
 
 
-@few(50)
+@few(30)
 @given(data=st.data())
 def test_values_of_json(sound: Sound, data: st.DataObject) -> None:
     if not sound.files(".json"):
@@ -251,7 +251,7 @@ arrays = st.one_of(
 )
 
 
-@few(30)
+@few(20)
 @given(data=st.data())
 def test_arrays_of_npz(sound: Sound, data: st.DataObject, tmp_path: Path) -> None:
     if not sound.files(".npz"):
@@ -293,7 +293,7 @@ def track(tmp_path_factory: pytest.TempPathFactory) -> Sound:
     return built("gagavatar-track", tmp_path_factory)
 
 
-@few(40)
+@few(30)
 @given(data=st.data())
 def test_values_of_pickles(track: Sound, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(track.files(".pkl")))

@@ -150,7 +150,7 @@ def test_pages_in_a_circle_end(tmp_path: Path, sound: bytes) -> None:
         reader.keys()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_damaged_bytes(tmp_path_factory: pytest.TempPathFactory, sound: bytes, data: st.DataObject) -> None:
     """Keys in order and some bytes, or our error in one line; never another exception, never a hang."""

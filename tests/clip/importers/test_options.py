@@ -1,4 +1,4 @@
-"""What the importers share: codes of other lengths, names of files out of foreign JSON, numbers out of it."""
+"""What the importers share: codes of other lengths, names of files and numbers out of foreign JSON."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spatialavatar import files
-from spatialavatar.clip.importers.foreign_json import numbers, read_foreign_json
+from spatialavatar.clip.importers.foreign_json import numbers, read_foreign_json, rigid_matrix
 from spatialavatar.clip.importers.options import fitted_codes, safe_member
 from spatialavatar.errors import SpatialAvatarError
 
@@ -114,6 +114,22 @@ def test_what_are_no_two_numbers(value: Any) -> None:
     with pytest.raises(SpatialAvatarError, match=r"^x\.json: pose holds ") as caught:
         numbers(value, (2,), "x.json: pose")
     assert "\n" not in str(caught.value)
+
+
+TURNED = [[0, -1, 0, 5], [1, 0, 0, 6], [0, 0, 1, 7], [0, 0, 0, 1]]
+
+
+def test_rigid_matrices() -> None:
+    assert rigid_matrix(TURNED, "a").tolist() == TURNED
+    mirrored, scaled = (np.diag([1, 1, f, 1]).tolist() for f in (-1, 2))
+    transposed = [list(row) for row in zip(*TURNED)]
+    for value, message in (
+        (mirrored, r"differs from the identity by 0, determinant -1,"),
+        (scaled, r"by 3, determinant 2"),
+        (transposed, r"last row 5 6 7 1"),
+    ):
+        with pytest.raises(SpatialAvatarError, match=r"^x\.json: pose is no rotation and position .*" + message):
+            rigid_matrix(value, "x.json: pose")
 
 
 def test_deep_lists_are_no_numbers() -> None:

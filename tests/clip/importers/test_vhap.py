@@ -406,7 +406,7 @@ def test_surplus_codes(tmp_path: Path) -> None:
         ({"fl_x": -90.0}, "intrinsics: focal lengths -90, 91"),
         ({"transform_matrix": [[1, 2], [3]]}, "frame 1: transform_matrix holds something else, expected 4 x 4 numbers"),
         ({"transform_matrix": np.zeros((4, 4)).tolist()}, "frame 1: transform_matrix is no rotation"),
-        ({"transform_matrix": np.diag([1, 1, -1, 1]).tolist()}, "determinant -1"),
+        ({"transform_matrix": np.diag([1, 1, -1, 1]).tolist()}, "frame 1: transform_matrix .* determinant -1"),
         ({"flame_param_path": None}, "lacks flame_param_path"),
         ({"fg_mask_path": None}, "frame 1 lacks fg_mask_path"),
         ({"file_path": "images/absent.png"}, r"images/absent\.png: no such file"),
@@ -422,6 +422,18 @@ def test_refused_frames(tmp_path: Path, changes: dict[str, Any], message: str) -
         clip = open_one(folder)
         clip.encoded(FrameIndex(1, 0))
     assert "\n" not in str(caught.value)
+
+
+def test_cameras_of_a_timestep_share_its_parameters(tmp_path: Path) -> None:
+    take = vhap_take(timesteps=2, cameras=2)
+    folder = take.write(tmp_path / "a")
+    frames = take.frames()
+    frames[1]["flame_param_path"] = "flame_param/00001.npz"
+    write_listing(folder, "transforms.json", frames)
+    with pytest.raises(
+        SpatialAvatarError, match=r"frame 1 names .*00001\.npz, another frame of timestep 0 names "
+    ):
+        open_one(folder)
 
 
 @pytest.mark.parametrize(
