@@ -105,8 +105,6 @@ def check_arrays(header: ClipHeader, arrays: dict[str, np.ndarray]) -> list[Faul
         faults += _check_extrinsics(sound["world_to_camera"], finite["world_to_camera"])
     if "intrinsics" in sound:
         faults += _check_intrinsics(header, sound["intrinsics"], finite["intrinsics"])
-    if "face_box" in sound:
-        faults += _check_face_box(sound["face_box"], finite["face_box"])
     return faults
 
 
@@ -209,15 +207,3 @@ def _check_intrinsics(header: ClipHeader, matrices: np.ndarray, finite: np.ndarr
         message = f"principal point {shown} is far outside the {header.width} x {header.height} image; in pixels?"
         faults.append(Fault(PARAMS_FILE, frame, "intrinsics", message))
     return faults
-
-
-def _check_face_box(boxes: np.ndarray, finite: np.ndarray) -> list[Fault]:
-    empty = finite & ((boxes[..., 2] <= boxes[..., 0]) | (boxes[..., 3] <= boxes[..., 1]))
-    return [
-        Fault(PARAMS_FILE, frame, "face_box", f"is empty: {_numbers(boxes[frame])}, expected x0 y0 x1 y1 with x0 < x1")
-        for frame in _frames(empty)
-    ]
-
-
-def _numbers(values: np.ndarray) -> str:
-    return " ".join(f"{v:.4g}" for v in values)

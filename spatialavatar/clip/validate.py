@@ -93,11 +93,11 @@ def check_frame(header: ClipHeader, index: FrameIndex, encoded: EncodedFrame) ->
 
 
 def check_geometry(header: ClipHeader, arrays: dict[str, np.ndarray], head: HeadModel | None) -> list[Fault]:
-    """Frames whose tracking misses the face: cameras that do not see the head, a box outside the image, landmarks
-    elsewhere. ``arrays`` without faulty ones."""
+    """Frames whose tracking misses the face: cameras that do not see the head, a box that is empty or outside the
+    image, landmarks elsewhere. ``arrays`` without faulty ones."""
     faults: list[Fault] = []
     if "face_box" in arrays:
-        faults += _check_boxes_inside(header, arrays["face_box"].astype(np.float64))
+        faults += _check_boxes(header, arrays["face_box"].astype(np.float64))
     if "world_to_camera" not in arrays or "intrinsics" not in arrays:
         return faults
     points = _head_points(header, arrays, head)
@@ -185,15 +185,24 @@ def _head_points(header: ClipHeader, arrays: dict[str, np.ndarray], head: HeadMo
     return torch.cat(points)
 
 
-def _check_boxes_inside(header: ClipHeader, boxes: np.ndarray) -> list[Fault]:
+def _check_boxes(header: ClipHeader, boxes: np.ndarray) -> list[Fault]:
     limit = np.array([header.width, header.height] * 2, np.float64)
     clipped = np.clip(boxes, 0, limit)
 
     def area(b: np.ndarray) -> np.ndarray:
         return (b[..., 2] - b[..., 0]).clip(0) * (b[..., 3] - b[..., 1]).clip(0)
 
-    outside = 1 - area(clipped) / area(boxes).clip(1e-9)
+    empty = (boxes[..., 2:] <= boxes[..., :2]).any(-1)
+    outside = np.where(empty, 0, 1 - area(clipped) / area(boxes).clip(1e-9))
     return [
+        Fault(
+            PARAMS_FILE,
+            FrameIndex(int(t), int(c)),
+            "face_box",
+            f"is empty: {' '.join(f'{v:.4g}' for v in boxes[t, c])}, expected x0 y0 x1 y1 with x0 < x1",
+        )
+        for t, c in np.argwhere(empty)
+    ] + [
         Fault(
             PARAMS_FILE,
             FrameIndex(int(t), int(c)),

@@ -71,6 +71,10 @@ def find_sources(source: files.Location, format: str = "auto", progress: Callabl
             level = below
             if not level:
                 break
+    for parts in level:
+        reason = f"lies more than {DEEPEST} folders below the source; name a source further down"
+        location = files.join(root, *parts)
+        unreadable.append(Rejected(_key(root, parts)[:LONGEST_KEY], _printable(location), reason, 1))
     return Found(sorted(found, key=lambda s: s.key), sorted(unreadable, key=lambda r: r.key))
 
 

@@ -313,8 +313,11 @@ def _table_problem(table: pa.Table, head: HeadReference) -> str | None:
         pc.less_equal(table.column(a), table.column(b))
         for a, b in (("end", "footer_start"), ("train_instants", "instants"), ("train_cameras", "cameras"))
     ]
+    orders.append(
+        pc.less_equal(table.column("bad_frames"), pc.multiply(table.column("instants"), table.column("cameras")))
+    )
     if not all(pc.all(order).as_py() for order in orders):
-        return "bytes that do not lie in their file, or more frames to train on than frames"
+        return "bytes that do not lie in their file, or more frames to train on, or bad ones, than frames"
     return None
 
 

@@ -58,7 +58,7 @@ def run_instead(monkeypatch: pytest.MonkeyPatch, before: Callable[[Any], Any]) -
 def test_the_same_bytes_as_in_one_process(tmp_path: Path, ray_cluster: str) -> None:
     source = clips_of(tmp_path / "in", [f"c{n}" for n in range(5)])
     (source / "c3/images/000001.jpg").write_bytes(b"")
-    assert ingest_on_ray(config_for(source, tmp_path / "ray", clips_per_shard=2)).rejected == 1
+    assert ingest_on_ray(config_for(source, tmp_path / "ray", clips_per_shard=2), workers=2).rejected == 1
     ingest(config_for(source, tmp_path / "alone", clips_per_shard=2))
     assert folder_content(tmp_path / "ray") == folder_content(tmp_path / "alone")
 
@@ -138,10 +138,10 @@ def test_a_store_that_does_not_answer_leaves_clips_for_another_run(
     config = config_for(source, tmp_path / "out", clips_per_shard=1)
     with monkeypatch.context() as patch:
         run_instead(patch, away)
-        summary = ingest_on_ray(config)
+        summary = ingest_on_ray(config, workers=2)
     assert summary == IngestSummary(clips=2, rejected=0, converted=2, frames=4, left=1)
     assert Path(counter).read_text().split().count("away") == 3
-    assert ingest_on_ray(config) == IngestSummary(clips=3, rejected=0, converted=1, frames=2, left=0)
+    assert ingest_on_ray(config, workers=1) == IngestSummary(clips=3, rejected=0, converted=1, frames=2, left=0)
 
 
 def test_a_full_disk_stops_the_run(tmp_path: Path, ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +160,7 @@ def test_what_comes_back_of_a_group_is_done(tmp_path: Path, ray_cluster: str) ->
     config = config_for(source, tmp_path / "out", clips_per_shard=1)
     works: list[Work] = [prepare(config), prepare(config)]
     counts = [Count(work) for work in works]
-    for both in zip(*(on_ray(work, workers=2) for work in works), strict=True):
+    for both in zip(*(on_ray(work, workers=1) for work in works), strict=True):
         for count, converted in zip(counts, both):
             count.add(converted)
     assert {finish(work, count) for work, count in zip(works, counts)} == {IngestSummary(4, 0, 4, 8, 0)}

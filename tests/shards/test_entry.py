@@ -73,6 +73,7 @@ def test_every_field_of_an_entry_has_a_rule() -> None:
         ("cameras", 0),
         ("train_instants", 5),
         ("train_cameras", 4),
+        ("bad_frames", 1000),
         ("matte", "soft"),
         ("region", 1),
         ("head_hash", "b" * 64),

@@ -18,7 +18,7 @@ from spatialavatar.clip.arrays import read_arrays, write_arrays
 from spatialavatar.clip.importers import FORMATS, Importer, ImportOptions
 from spatialavatar.errors import SpatialAvatarError, StoreError
 from spatialavatar.shards import convert as converting
-from spatialavatar.shards import file
+from spatialavatar.shards import file, find
 from spatialavatar.shards.convert import Converted, convert, quarantine, remove_leftovers
 from spatialavatar.shards.find import SourceFolder, find_sources
 from spatialavatar.shards.ingest import Count, IngestSummary, Work, finish, in_turn, ingest, prepare
@@ -137,6 +137,15 @@ def test_folders_that_cannot_be_listed_are_noted(tmp_path: Path, monkeypatch: py
     summary = ingest(config_for(tmp_path, tmp_path / "out"))
     assert (summary.clips, summary.rejected) == (1, 2)
     assert set(rejected(tmp_path / "out")) == set(reasons)
+
+
+def test_what_lies_too_deep_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips_below(tmp_path, 1)
+    tiny_clip(tmp_path / "set0/below/it")
+    monkeypatch.setattr(find, "DEEPEST", 3)
+    found = find_sources(tmp_path)
+    assert [s.key for s in found.sources] == ["set0/anna00"]
+    assert [(r.key, r.reason[:30]) for r in found.unreadable] == [("set0/below/it", "lies more than 3 folders below")]
 
 
 @pytest.mark.parametrize(
@@ -287,7 +296,7 @@ def losing_the_face(folder: Path, bad: int, **changes: Any) -> TrackedClip:
     landmarks = clip.camera(clip.split("all")).project(tiny_head().landmarks(tiny_head()(clip.params)))[0]
     arrays["landmarks"] = landmarks[:, None].numpy()
     arrays["landmarks"][3 : 3 + bad] += 1000
-    arrays["face_box"][3 : 3 + bad] += 1000
+    arrays["face_box"][3 : 3 + bad] = [[[0, 0, 0, 0]]]  # as a detector writes that found nothing
     write_arrays(folder, arrays)
     return open_clip(folder)
 
@@ -300,7 +309,7 @@ def test_a_face_that_is_lost_for_a_moment_is_counted(tmp_path: Path) -> None:
     assert dict(zip(shards.column("key"), shards.column("bad_frames"))) == {"sound": 0, "some": 2}
     same_clip(shards.clip(shards.find("some")), clips["some"])
     (reason,) = rejected(tmp_path / "out").values()
-    assert reason.startswith(f"{source}/many: params.safetensors, instant 3 camera 0: face_box: face out of frame")
+    assert reason.startswith(f"{source}/many: params.safetensors, instant 3 camera 0: face_box: is empty: 0 0 0 0")
     assert reason.endswith("(3 of 20 frames are such, --max-bad-frames 0.1 allows 2)")
     assert verify(shards, tiny_head()) == []
     assert summary(shards)["bad_frames"] == 2

@@ -197,6 +197,7 @@ def test_however_parquet_stores_it(tmp_path: Path, dictionary: bool) -> None:
         ("key", [None] * 3, pa.null(), "key is not string"),
         ("matte", ["soft"] * 3, pa.string(), "matte: expected"),
         ("head_hash", ["b" * 64] * 3, pa.string(), "head_hash is not the head's"),
+        ("bad_frames", [0, 0, 10**6], pa.int64(), "or bad ones, than frames"),
         ("region", [0] * 3, pa.int64(), "region is not bool"),
         ("identity", [["a"]] * 3, pa.list_(pa.string()), "not a usable manifest"),
     ],
