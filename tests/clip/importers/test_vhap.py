@@ -430,9 +430,7 @@ def test_cameras_of_a_timestep_share_its_parameters(tmp_path: Path) -> None:
     frames = take.frames()
     frames[1]["flame_param_path"] = "flame_param/00001.npz"
     write_listing(folder, "transforms.json", frames)
-    with pytest.raises(
-        SpatialAvatarError, match=r"frame 1 names .*00001\.npz, another frame of timestep 0 names "
-    ):
+    with pytest.raises(SpatialAvatarError, match=r"frame 1 names .*00001\.npz, another frame of timestep 0 names "):
         open_one(folder)
 
 
