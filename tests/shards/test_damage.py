@@ -323,7 +323,7 @@ def test_hostile_arrays(sound: dict[str, bytes], entry: ClipEntry, data: st.Data
         ("expression", np.full((2, 4), np.nan, np.float32)),
         ("world_to_camera", np.zeros((2, 2, 4, 4), np.float32)),
         ("intrinsics", np.zeros((2, 1, 3, 3), np.float32)),
-        ("face_box", np.zeros((2, 2, 4), np.float32)),
+        ("face_box", np.full((2, 2, 4), np.nan, np.float32)),
         ("surplus", np.zeros(1, np.float32)),
         ("neck", np.zeros((0, 3), np.float32)),
     ],

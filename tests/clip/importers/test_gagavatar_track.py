@@ -284,7 +284,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "nan": ({"expcode": np.full(100, np.nan, np.float32)}, r"instant 4 camera 0: expression: holds NaN"),
     "scaled": ({"transform_matrix": np.eye(3, 4) * 5.0}, "not a rotation"),
     "mirrored": ({"transform_matrix": np.diag([1.0, 1, -1, 0])[:3] + np.eye(3, 4, 3)[:, :4] * 0}, "determinant -1"),
-    "box": ({"bbox": np.float32([0.5, 0.5, 0.5, 0.6])}, "face_box: is empty"),
+    "box": ({"bbox": np.full(4, np.nan, np.float32)}, "face_box: holds NaN"),
 }
 
 
@@ -294,6 +294,14 @@ def test_broken_records(made: TrackFolder, tmp_path: Path, change: dict[str, Any
     with pytest.raises(SpatialAvatarError, match=message) as error:
         opened(made.write(tmp_path))
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def test_a_lost_face(made: TrackFolder, tmp_path: Path) -> None:
+    """An empty box is how that is said, in the clip as in the tool's file."""
+    made.optim[KEYS[4]]["bbox"] = np.float32([0.5, 0.5, 0.5, 0.6])
+    clip = opened(made.write(tmp_path))
+    assert clip.face_box is not None
+    np.testing.assert_allclose(clip.face_box[4, 0], SIZE * np.float32([0.5, 0.5, 0.5, 0.6]))
 
 
 @pytest.mark.parametrize(
