@@ -109,7 +109,9 @@ def _video(clip: TrackedClip, head: HeadModel, params: HeadParams, world_to_came
     for t, seen in enumerate(_projected(where, head, params, cameras, intrinsics)):
         boxes[t] = [*seen.min(0), *seen.max(0)]
     if clip.face_box is not None:
-        boxes = clip.face_box[:, camera].double().numpy()
+        stated = clip.face_box[:, camera].double().numpy()
+        found = (stated[:, 2:] > stated[:, :2]).all(-1)  # an empty box: the tracker lost the face
+        boxes[found] = stated[found]
     whole = _is_the_tools(clip, intrinsics)
     crops = np.tile([0, 0, clip.width], (clip.instants, 1)) if whole else _crops(boxes, max(clip.width, clip.height))
     corner, side = crops[:, :2], crops[:, 2:]

@@ -539,6 +539,18 @@ def test_the_square_does_not_trail_a_moving_head(tmp_path: Path) -> None:
     assert (np.diff(places) > 10).all()  # it is smoothed: the head moves within
 
 
+def test_where_a_face_was_lost_the_posed_head_says_where_it_is(tmp_path: Path) -> None:
+    plain = own_clip(size=(640, 480), focal=900.0)
+    seen = projected_landmarks(plain, flame_head())[:, 0]
+    box = torch.from_numpy(np.concatenate([seen.min(1), seen.max(1)], -1)).float()[:, None]
+    box[0] = 0
+    records, _, notes = exported(own_clip(size=(640, 480), focal=900.0, face_box=box), tmp_path)
+    least = re.search(r"squares of ([0-9]+)\.\.", notes)
+    assert least is not None and int(least[1]) > np.ptp(seen, axis=1).max()
+    left, top, right, bottom = records["mia_0"]["bbox"]
+    assert 0 < left < 0.4 < 0.6 < right < 1 and 0 < top < 0.4 < 0.6 < bottom < 1
+
+
 def test_the_stated_error_is_that_of_the_vertices(tmp_path: Path) -> None:
     """Recomputed by the tool's own forward, where the square is the whole picture."""
     clip, head = own_clip(neck=0.25), flame_head()
