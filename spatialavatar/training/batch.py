@@ -113,7 +113,7 @@ class PackedBatch:
         arrays = {}
         for name, value in json.loads(bytes(view[8:begin])).items():
             first, last = value["data_offsets"]
-            array = np.frombuffer(view[begin + first : begin + last], _DTYPES[value["dtype"]])
+            array: np.ndarray = np.frombuffer(view[begin + first : begin + last], _DTYPES[value["dtype"]])
             arrays[name] = array.reshape(value["shape"])
         return PackedBatch(arrays)
 

@@ -31,6 +31,7 @@ _FREE = {
     "phase1_checkpoint",
     "generator.encoder.weights",
     "data.memory_gb",
+    "data.workers",
     "head",
     "held_out",
     "held_out_samples",

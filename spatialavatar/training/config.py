@@ -21,9 +21,9 @@ class SyntheticData(Config):
 class ShardData(Config):
     """A data set that the ingest wrote, or the people of one part of it."""
 
-    url: str  # its folder
+    url: str  # its folder; that of held_out is data's unless given, so is its share
     part: Literal["all", "train", "held_out"] = "all"
-    held_out_share: float = Field(0.02, gt=0, lt=1)  # of the people, the same ones for ever: chosen by their names
+    held_out_share: float = Field(0.02, gt=0, lt=1)  # of the people; always the same ones, chosen by their names
 
 
 class DataConfig(Config):
@@ -117,3 +117,31 @@ class TrainConfig(Config):
     sheet_every: int = Field(1000, ge=1)  # steps between sample sheets
     checkpoint_every: int = Field(1000, ge=1)  # steps
     keep_checkpoints: int = Field(3, ge=1)  # newest ones kept
+
+    @model_validator(mode="before")
+    @classmethod
+    def _held_out_of_the_same_shards(cls, values: Any) -> Any:
+        """What held_out.shards leaves open is as in data.shards."""
+        try:
+            data, held_out = (values[name]["shards"] for name in ("data", "held_out"))
+        except (KeyError, TypeError):
+            return values
+        if isinstance(data, str):
+            data = {"url": data}
+        if not (isinstance(data, dict) and isinstance(held_out, dict)):
+            return values
+        same = {name: data[name] for name in ("url", "held_out_share") if name in data}
+        return {**values, "held_out": {**values["held_out"], "shards": {**same, **held_out}}}
+
+    @model_validator(mode="after")
+    def _nobody_on_both_sides(self) -> "TrainConfig":
+        data, held_out = self.data.shards, self.held_out.shards if self.held_out else None
+        if data is None or held_out is None or data.url != held_out.url:
+            return self
+        if {data.part, held_out.part} != {"train", "held_out"}:
+            raise ValueError(
+                "held_out must be of other people: set data.shards.part=train, held_out.shards.part=held_out"
+            )
+        if data.held_out_share != held_out.held_out_share:
+            raise ValueError("held_out must be of other people: make data's and its shards.held_out_share the same")
+        return self

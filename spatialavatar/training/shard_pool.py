@@ -4,6 +4,7 @@ The next clip and its frames are fetched while the present one's are decoded.
 """
 
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -48,6 +49,7 @@ class ShardPool:
                 f"(part '{data.part}'): it takes two frames of a person outside the test set"
             )
         self._memory = Memory(memory_gb)
+        self._lock = threading.Lock()  # of what is held: a training's own thread draws held-out samples
         self._held: OrderedDict[int, Future[_Held]] = OrderedDict()
         # one thread opens clips in the order asked for; several fetch pictures, for a store takes its time for each
         self._opener = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shards-clips")
@@ -73,17 +75,20 @@ class ShardPool:
         return held.tracking.view(frame, pixels)
 
     def prefetch(self, clip: int, frames: Callable[[ClipFacts], Sequence[FrameIndex]]) -> None:
-        opening = self._opening(clip)
-
-        def fetch() -> None:
+        def fetch(opening: "Future[_Held]") -> _Held:
             held = opening.result()
             for frame in dict.fromkeys(frames(held.tracking.facts)):
                 held.ahead[frame] = self._fetchers.submit(held.read_frame, frame)
+            return held
 
-        self._opener.submit(fetch)
+        with self._lock:
+            # in its place: who asks for the clip from now on finds all that was announced
+            self._held[clip] = self._opener.submit(fetch, self._opening(clip))
 
     def _opened(self, clip: int) -> "_Held":
-        return self._opening(clip).result()
+        with self._lock:
+            opening = self._opening(clip)
+        return opening.result()
 
     def _opening(self, clip: int) -> "Future[_Held]":
         """The clip, perhaps still under way; only the latest few are held."""

@@ -9,12 +9,14 @@ prepares them, and a training that goes on at a step, or with another number of 
 import contextlib
 import ctypes
 import multiprocessing
+import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import overload
+from multiprocessing import resource_tracker
+from typing import TypeVar, overload
 
 from spatialavatar.clip import FrameIndex
 from spatialavatar.errors import SpatialAvatarError
@@ -24,9 +26,11 @@ from spatialavatar.training.config import DataConfig, TrainConfig
 from spatialavatar.training.pool import ClipPool, open_pool
 from spatialavatar.training.samplers import ClipFacts
 
-AHEAD = 2  # batches that are prepared while a step runs
-PART_SAMPLES = 8  # at most: few enough that the first batch comes soon and that many prepare one batch
+AHEAD = 2  # batches, in whole windows, that are prepared while a step runs
+PART_SAMPLES = 8  # few enough that the first batch comes soon and that many prepare one batch; a row more, if need be
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,13 @@ class Plan(Sequence[Part]):
         self._first_step, self._steps, self._draws = first_step, config.steps, config.sampler.draws_per_clip
         self._rows_of_part = max(1, PART_SAMPLES // self._draws)
         self.parts_of_window = len(range(0, len(self.rows), self._rows_of_part))
+        self.parts_ahead = -(-AHEAD // self._draws) * self.parts_of_window
 
     def __len__(self) -> int:
+        if self._first_step >= self._steps:
+            return 0
         windows = -(-self._steps // self._draws) - self._first_step // self._draws
-        return max(0, windows) * self.parts_of_window
+        return windows * self.parts_of_window
 
     @overload
     def __getitem__(self, index: int) -> Part: ...
@@ -122,11 +129,10 @@ def batches(
 ) -> Generator[PackedBatch, None, None]:
     """The batches of steps ``first_step`` .. ``config.steps - 1``, prepared in one thread in advance.
 
-    An error in the thread is raised here, at its batch. Closing the iterator (or dropping it) ends the thread.
+    An error in the thread is raised here, at its window. Closing the iterator (or dropping it) ends the thread.
     """
     plan = Plan(config, first_step, share)
-    in_advance = AHEAD * plan.parts_of_window
-    with contextlib.closing(_in_thread(iter(plan), in_advance, lambda part: prepare(pool, config, part))) as prepared:
+    with contextlib.closing(_in_thread(plan, lambda part: prepare(pool, config, part))) as prepared:
         yield from assembled(prepared, plan.parts_of_window)
 
 
@@ -135,23 +141,69 @@ def worker_batches(
 ) -> Generator[PackedBatch, None, None]:
     """The same batches, prepared by ``config.data.workers`` processes (a torch DataLoader).
 
-    The processes are new ones, not forks: thread pools and connections do not survive a fork.
+    The processes are new ones, not forks: thread pools and connections do not survive a fork. They leave it to this
+    process to stop on Ctrl-C and SIGTERM, which reach them too; closing the iterator (or dropping it) ends them.
     """
+    plan = Plan(config, first_step, share)
+    with contextlib.closing(_in_processes(plan, head, config)) as prepared:
+        yield from assembled(prepared, plan.parts_of_window)
+
+
+def _in_processes(plan: Plan, head: HeadModel, config: TrainConfig) -> Generator[list[PackedBatch], None, None]:
     from torch.utils.data import DataLoader
 
-    plan = Plan(config, first_step, share)
-    loader: DataLoader[list[PackedBatch]] = DataLoader(
+    workers = config.data.workers
+    loader: DataLoader[list[PackedBatch] | SpatialAvatarError] = DataLoader(
         _Prepared(plan, head, config),  # type: ignore[arg-type]
         batch_size=None,
-        num_workers=config.data.workers,
+        num_workers=workers,
         multiprocessing_context=multiprocessing.get_context("spawn"),
-        prefetch_factor=AHEAD,
+        prefetch_factor=-(-plan.parts_ahead // workers),
     )
-    yield from assembled(iter(loader), plan.parts_of_window)
+    results = _started(loader)
+    gone = False
+    while not gone:
+        try:
+            part = next(results)
+        except StopIteration:
+            return
+        except RuntimeError as e:
+            if not str(e).startswith("DataLoader worker ("):
+                raise
+            gone = True
+        else:
+            if isinstance(part, SpatialAvatarError):
+                del results  # ends the processes; what is raised would keep it
+                raise part
+            yield part
+    del results
+    raise SpatialAvatarError(
+        f"a process that prepares batches was killed (data.workers: {workers}), most likely for want of memory; lower "
+        "data.workers, data.memory_gb or sampler.draws_per_clip"
+    )
+
+
+def _started(loader: Iterable[T]) -> Iterator[T]:
+    """The iterator of a DataLoader, whose processes do not stop on Ctrl-C and SIGTERM.
+
+    A thread starts them: they inherit which signals it holds back, and off the main thread torch installs no handler
+    that raises in the middle of a step when a process is gone.
+    """
+
+    def start() -> Iterator[T]:
+        resource_tracker.ensure_running()  # lets signals through when it starts
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        return iter(loader)
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(start).result()
 
 
 class _Prepared:
-    """A map-style data set of prepared parts; each process opens the pool for itself."""
+    """A map-style data set of prepared parts; each process opens the pool for itself.
+
+    Errors of the library are values: the DataLoader would put a traceback into their message.
+    """
 
     def __init__(self, plan: Plan, head: HeadModel, config: TrainConfig) -> None:
         self._plan, self._head, self._config = plan, head, config
@@ -160,11 +212,15 @@ class _Prepared:
     def __len__(self) -> int:
         return len(self._plan)
 
-    def __getitem__(self, index: int) -> list[PackedBatch]:
-        if self._pool is None:
-            keep_freed_memory()
-            self._pool = open_pool(share_of_memory(self._config.data), self._head, self._config.phase)
-        return prepare(self._pool, self._config, self._plan[index])
+    def __getitem__(self, index: int) -> list[PackedBatch] | SpatialAvatarError:
+        try:
+            if self._pool is None:
+                keep_freed_memory()
+                data = share_of_memory(self._config.data, self._config.data.workers)
+                self._pool = open_pool(data, self._head, self._config.phase)
+            return prepare(self._pool, self._config, self._plan[index])
+        except SpatialAvatarError as e:
+            return SpatialAvatarError(str(e))
 
 
 def keep_freed_memory() -> None:
@@ -177,17 +233,17 @@ def keep_freed_memory() -> None:
             ctypes.CDLL(None).mallopt(option, 1 << 30)
 
 
-def share_of_memory(data: DataConfig, workers: int | None = None) -> DataConfig:
+def share_of_memory(data: DataConfig, processes: int) -> DataConfig:
     """The data of one of several processes that open them."""
-    return data.model_copy(update={"memory_gb": data.memory_gb / max(1, workers or data.workers)})
+    return data.model_copy(update={"memory_gb": data.memory_gb / processes})
 
 
-def _in_thread(
-    work: Iterator[Part], in_advance: int, do: Callable[[Part], list[PackedBatch]]
-) -> Generator[list[PackedBatch], None, None]:
-    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+def _in_thread(plan: Plan, do: Callable[[Part], list[PackedBatch]]) -> Generator[list[PackedBatch], None, None]:
+    thread, work = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches"), iter(plan)
     try:
-        ahead: deque[Future[list[PackedBatch]]] = deque(thread.submit(do, part) for part in islice(work, in_advance))
+        ahead: deque[Future[list[PackedBatch]]] = deque(
+            thread.submit(do, part) for part in islice(work, plan.parts_ahead)
+        )
         while ahead:
             result = ahead.popleft().result()
             ahead.extend(thread.submit(do, part) for part in islice(work, 1))

@@ -1,5 +1,6 @@
 """The stream on Ray gives the batches of one process: same values, same order, from any step, in any shares."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,45 @@ def test_several_data_sets_in_a_row(ray_cluster: str, folder: Path, monkeypatch:
     monkeypatch.setattr(stream, "PARTS_AT_ONCE", 5)  # of eighteen
     found = list(stream.ray_batches(tiny_head(), config, workers=2))
     assert len(found) == STEPS and all(equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_closing_ends_the_work(ray_cluster: str, folder: Path) -> None:
+    from ray_jobs.stream import ray_batches
+
+    before = set(threading.enumerate())
+    iterator = ray_batches(tiny_head(), settings(folder, steps=100_000), workers=2)
+    next(iterator)
+    ours = set(threading.enumerate()) - before
+    iterator.close()
+    for thread in ours:
+        if thread.name != "Prefetcher":  # Ray parks one for ever
+            thread.join(30)
+            assert not thread.is_alive(), thread.name
+    assert len(ours) > 1
+
+
+def test_the_first_batch_waits_for_no_other_part(ray_cluster: str, tmp_path: Path) -> None:
+    """A file that goes away while later parts are on their way: what came before is there."""
+    from ray_jobs.stream import PARTS_AT_ONCE, ray_batches
+
+    clip = tiny_clip(tmp_path / "a", instants=2, width=24, height=24)
+    config = settings(tmp_path, batch_size=1, steps=PARTS_AT_ONCE, sampler={"draws_per_clip": 1})
+    ahead = ray_batches(tiny_head(), config, workers=1)
+    next(ahead)
+    for file in Path(clip.location, "images").iterdir():
+        file.unlink()
+    with pytest.raises(SpatialAvatarError, match="images/"):
+        list(ahead)
+
+
+def test_processes_open_the_data_once_for_all_ranks(ray_cluster: str, folder: Path) -> None:
+    import ray
+
+    from ray_jobs.stream import _Opened, _pool
+
+    asked = settings(folder).model_dump_json(), tiny_head().content_hash
+    one, other = (_pool(_Opened(*asked, ray.put(tiny_head()))) for _ in range(2))
+    assert one is other
 
 
 def test_the_librarys_errors_come_through(ray_cluster: str, tmp_path: Path) -> None:

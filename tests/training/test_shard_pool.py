@@ -1,25 +1,27 @@
 """Shards as training data: the same views as from folders, by phase and by part, each clip read with one request."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from spatialavatar import files
 from spatialavatar.clip import FrameIndex, save_clip
 from spatialavatar.errors import SpatialAvatarError
-from spatialavatar.head import builtin_head
 from spatialavatar.shards import open_shards
 from spatialavatar.training.config import DataConfig, ShardData, TrainConfig
 from spatialavatar.training.folder_pool import FolderPool
 from spatialavatar.training.pool import open_pool
-from spatialavatar.training.run import train
+from spatialavatar.training.run import Progress, train
 from spatialavatar.training.shard_pool import CLIPS_HELD, ShardPool, is_held_out
-from spatialavatar.training.stream import batches, worker_batches
+from spatialavatar.training.stream import batches
 from tests.builders.clips import tiny_head
 from tests.builders.shards import tiny_shards
+from tests.builders.trackers.head import flame_head
 from tests.builders.training import equal_batches, tiny_batches, tiny_head_file, tiny_training
 
 URL = "memory://shard-pool/data"
@@ -68,17 +70,15 @@ def test_only_what_is_drawn_is_read(data: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_was_announced_is_read_once_and_ahead(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pool = pool_of(data)
-    asked = recorded_reads(monkeypatch)
+    pool, alone = pool_of(data), pool_of(data)
     frames = [FrameIndex(3, 0), FrameIndex(1, 0), FrameIndex(3, 0)]
+    expected = [alone.view(4, frame, 16).pixels.image for frame in frames]
+    asked = recorded_reads(monkeypatch)
     pool.prefetch(4, lambda facts: frames)
-    expected = pool_of(data)
     for _ in range(2):
-        for frame in frames:
-            assert np.array_equal(pool.view(4, frame, 16).pixels.image, expected.view(4, frame, 16).pixels.image)
-    entry = pool._shards.entry(4)
-    ours = [r for r in set(asked) if entry.start <= r[0] < entry.end]
-    assert len(ours) == 3
+        for frame, picture in zip(frames, expected, strict=True):
+            assert np.array_equal(pool.view(4, frame, 16).pixels.image, picture)
+    assert len(asked) == len(set(asked)) == 3, "the clip and two frames"
     pool.view(4, FrameIndex(0, 0), 16)
     assert pool._opened(4).ahead.keys() == set(frames), "what was not announced is read all the same"
 
@@ -116,7 +116,7 @@ def test_clips_that_a_phase_cannot_draw_from_are_left_out() -> None:
 
 def test_another_head_is_refused(data: str) -> None:
     with pytest.raises(SpatialAvatarError, match="tiny"):
-        ShardPool(ShardData(url=data), builtin_head(), 0.0, 1)
+        ShardPool(ShardData(url=data), flame_head(), 0.0, 1)
     with pytest.raises(SpatialAvatarError, match="absent"):
         pool_of("memory://shard-pool/absent")
 
@@ -125,8 +125,33 @@ def test_licences_are_gathered(data: str) -> None:
     assert open_pool(DataConfig(shards=data), tiny_head()).licence == "Apache-2.0"  # type: ignore[arg-type]
 
 
+def config_of(data: Any, held_out: Any) -> TrainConfig:
+    return TrainConfig.model_validate({"data": {"shards": data}, "held_out": {"shards": held_out}})
+
+
+def test_held_out_people_are_of_the_same_shards_unless_said() -> None:
+    held_out = config_of({"url": "a", "part": "train", "held_out_share": 0.1}, {"part": "held_out"}).held_out
+    assert held_out is not None
+    assert held_out.shards == ShardData(url="a", part="held_out", held_out_share=0.1)
+    other = config_of("a", "b")
+    assert other.held_out is not None and other.held_out.shards == ShardData(url="b")
+
+
+@pytest.mark.parametrize(
+    ("data", "held_out"),
+    [
+        ("a", {"part": "held_out"}),
+        ({"url": "a", "part": "train"}, {"part": "train"}),
+        ({"url": "a", "part": "train"}, {"part": "held_out", "held_out_share": 0.1}),
+    ],
+)
+def test_held_out_people_are_never_trained_on(data: Any, held_out: Any) -> None:
+    with pytest.raises(ValueError, match="held_out must be of other people"):
+        config_of(data, held_out)
+
+
 def test_a_training_on_shards(tmp_path: Path) -> None:
-    """From a folder, with processes, and with held-out people; resumed as it would have gone on."""
+    """From a folder, with held-out people; begun with a process and resumed with a thread, it ends the same."""
     tiny_shards(tmp_path / "data", clips=6, people=6, instants=4)
     head = tiny_head_file(tmp_path)[1]
     share = next(s / 100 for s in range(1, 100) if any(is_held_out(f"tiny{n}", s / 100) for n in range(6)))
@@ -139,19 +164,42 @@ def test_a_training_on_shards(tmp_path: Path) -> None:
         return config.model_copy(update={"data": data, "held_out": held_out})
 
     train(settings(0, 4), tmp_path / "thread")
-    train(settings(1, 4), tmp_path / "processes")
+
+    def killed(progress: Progress) -> None:
+        if progress.step == 3:  # in the middle of a window, and a step after a checkpoint
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(1, 4), tmp_path / "resumed", observe=killed)
+    train(settings(0, 4), tmp_path / "resumed", resume=True)
     ends = [
         files.read_tensors(tmp_path / run / "checkpoints/step-00000004/generator.safetensors")[0]
-        for run in ("thread", "processes")
+        for run in ("thread", "resumed")
     ]
     assert all(np.array_equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
-def test_processes_read_shards(tmp_path: Path) -> None:
-    tiny_shards(tmp_path / "data", clips=5, instants=4)
-    config = tiny_batches("anything", steps=3)
-    config = config.model_copy(update={"data": DataConfig(shards=str(tmp_path / "data"), workers=2)})  # type: ignore[arg-type]
-    expected = list(batches(pool_of(str(tmp_path / "data")), config))
-    found = list(worker_batches(tiny_head(), config))
-    assert all(equal_batches(a.unpacked(), b.unpacked()) for a, b in zip(found, expected, strict=True))
-    assert torch.equal(found[0].unpacked().numbers, torch.arange(5))
+def test_threads_go_with_the_pool(data: str) -> None:
+    before = set(threading.enumerate())
+    pool = pool_of(data)
+    list(islice(batches(pool, tiny_batches("anything")), 2))
+    ours = [thread for thread in threading.enumerate() if thread not in before]
+    assert {thread.name.rsplit("_", 1)[0] for thread in ours} >= {"shards-clips", "shards-frames"}
+    del pool
+    for thread in ours:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in ours)
+
+
+def test_several_threads_may_ask(data: str) -> None:
+    """As a training does: it draws held-out samples while its batches are prepared."""
+    pool, alone = pool_of(data), pool_of(data)
+    frames = [(clip, FrameIndex(instant, 0)) for clip in range(7) for instant in range(5)]
+    expected = {frame: alone.view(*frame, 16).pixels.image for frame in frames}
+
+    def look(seed: int) -> bool:
+        order = [frames[n] for n in np.random.default_rng(seed).permutation(len(frames))]
+        return all(np.array_equal(pool.view(*frame, 16).pixels.image, expected[frame]) for frame in order)
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(look, range(12)))

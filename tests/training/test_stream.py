@@ -1,13 +1,18 @@
 """The batches of a training are the same whoever prepares them, how far ahead, and from which step on."""
 
+import multiprocessing
+import os
+import signal
 import threading
 from collections import Counter
-from itertools import islice, pairwise
+from dataclasses import replace
+from itertools import islice, pairwise, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.training.batch import Batch, PackedBatch, make_batch, make_example
@@ -16,7 +21,7 @@ from spatialavatar.training.folder_pool import FolderPool
 from spatialavatar.training.pool import View
 from spatialavatar.training.samplers import clip_of, visit_of
 from spatialavatar.training.stream import AHEAD, PART_SAMPLES, Plan, Share, batches, prepare, worker_batches
-from tests.builders.clips import tiny_clip, tiny_head
+from tests.builders.clips import tiny_clip, tiny_head, tiny_params
 from tests.builders.training import RecordedPool, equal_batches, tiny_batches
 
 
@@ -67,6 +72,7 @@ def test_a_plan_covers_every_row_of_every_step_once(folder: Path, first_step: in
     assert covered == Counter((step, row) for step in range(first_step, steps) for row in range(size))
     with pytest.raises(IndexError):
         Plan(config)[len(Plan(config))]
+    assert [len(Plan(config, beyond)) for beyond in (steps, steps + 1, steps + draws)] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("phase", [1, 2])
@@ -99,18 +105,56 @@ def test_a_packed_batch_travels_as_bytes(pool: FolderPool, folder: Path) -> None
     packed = next(batches(pool, settings(folder)))
     back = PackedBatch.from_bytes(packed.to_bytes())
     assert back.arrays.keys() == packed.arrays.keys() and len(back) == len(packed)
-    assert equal_batches(back.unpacked(), packed.unpacked())
+    assert equal_batches(PackedBatch.cat([back]).unpacked(), packed.unpacked())
     assert all(array.dtype == np.uint8 for name, array in back.arrays.items() if name.endswith((".image", ".matte")))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_processes_prepare_the_same_batches_in_the_same_order(folder: Path, workers: int) -> None:
-    config = settings(folder, steps=5, sampler={"draws_per_clip": 2})
-    config = config.model_copy(update={"data": config.data.model_copy(update={"workers": workers})})
-    in_thread = unpacked(batches(FolderPool([f"{folder}/*"], tiny_head(), 1.0), config, first_step=1))
-    in_processes = unpacked(worker_batches(tiny_head(), config, first_step=1))
-    assert len(in_processes) == 4
-    assert all(equal_batches(a, b) for a, b in zip(in_thread, in_processes, strict=True))
+def with_workers(folder: Path, workers: int, **changes: Any) -> TrainConfig:
+    return settings(folder, data={"clips": (f"{folder}/*",), "workers": workers}, **changes)
+
+
+def test_processes_prepare_the_same_batches_in_the_same_order(folder: Path) -> None:
+    """Even when Ctrl-C or a batch system's SIGTERM reaches them: this process decides when to stop."""
+    config = with_workers(folder, 2, steps=12, sampler={"draws_per_clip": 2})
+    expected = unpacked(batches(FolderPool([f"{folder}/*"], tiny_head(), 1.0), config, first_step=1))
+    ahead = worker_batches(tiny_head(), config, first_step=1)
+    found = unpacked(islice(ahead, 1))
+    assert len(_processes()) == 2
+    for process, number in product(_processes(), (signal.SIGINT, signal.SIGTERM)):
+        os.kill(process, number)
+    found += unpacked(ahead)
+    assert len(found) == 11 and all(equal_batches(a, b) for a, b in zip(found, expected, strict=True))
+    assert _processes() == []
+
+
+def test_an_error_in_a_process_is_one_line_and_ends_it(tmp_path: Path) -> None:
+    tiny_clip(tmp_path / "a", instants=2, width=24, height=24)
+    damaged = tmp_path / "a/images/000001.jpg"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    with pytest.raises(SpatialAvatarError, match=r"^\S*images/000001\.jpg: the JPEG is truncated .*") as e:
+        list(worker_batches(tiny_head(), with_workers(tmp_path, 1)))
+    assert "\n" not in str(e.value)
+    assert _processes() == []
+
+
+@pytest.mark.slow
+def test_a_process_that_was_killed_is_said(folder: Path) -> None:
+    ahead = worker_batches(tiny_head(), with_workers(folder, 1, steps=1000))
+    next(ahead)
+    [process] = _processes()
+    os.kill(process, signal.SIGKILL)
+    with pytest.raises(SpatialAvatarError, match=r"was killed \(data\.workers: 1\), most likely for want of memory"):
+        list(ahead)
+    assert _processes() == []
+
+
+@pytest.mark.slow
+def test_closing_ends_the_processes(folder: Path) -> None:
+    ahead = worker_batches(tiny_head(), with_workers(folder, 1, steps=1000))
+    next(ahead)
+    assert len(_processes()) == 1
+    ahead.close()
+    assert _processes() == []
 
 
 def test_a_clip_is_read_once_for_all_its_draws(pool: FolderPool, folder: Path) -> None:
@@ -171,8 +215,53 @@ def test_closing_ends_the_thread_without_making_the_rest(pool: FolderPool, folde
     assert len(recorded.asked) <= (1 + AHEAD) * 5 * most_of_a_sample
 
 
+def test_an_iterator_that_nobody_holds_ends_its_thread(pool: FolderPool, folder: Path) -> None:
+    iterator = batches(pool, settings(folder, steps=1000))
+    next(iterator)
+    del iterator
+    assert _threads() == []
+
+
+@pytest.mark.parametrize("draws", [1, 3, 7, 40])  # 7 does not divide the steps, 40 are more
+def test_whatever_is_mixed_any_shares_give_the_batches(tmp_path: Path, draws: int) -> None:
+    """Clips of every shape and kind of matte, some with offsets, augmented, several cameras, from several steps on."""
+    kinds: list[dict[str, Any]] = [
+        {"width": 24, "height": 24},
+        {"width": 40, "height": 24, "cameras": 4, "has_region": True},
+        {"width": 20, "height": 32, "matte_kind": "none", "has_region": False, "face_box": None},
+        {"width": 24, "height": 24, "matte_kind": "burnt_black", "cameras": 3},
+        {"width": 24, "height": 24, "params": replace(tiny_params(6), static_offset=offsets())},
+    ]
+    for number, kind in enumerate(kinds):
+        tiny_clip(tmp_path / f"clip{number}", instants=6, seed=number, **kind)
+    config = settings(
+        tmp_path,
+        phase=2,
+        steps=16,
+        batch_size=6,
+        sampler={"draws_per_clip": draws},
+        augment={"color": 0.2, "framing": 0.1},
+    )
+    pool = FolderPool([f"{tmp_path}/*"], tiny_head(), 0.0)
+    direct = [make_batch(pool, step, config) for step in range(config.steps)]
+    assert {int(k) for batch in direct for k in batch.sources.mask.sum(1)} == {1, 2, 3, 4}
+    for first, world in ((0, 1), (5, 2), (15, 6), (16, 3)):
+        ranks = [batches(pool, config, first, Share(rank, world)) for rank in range(world)]
+        found = [PackedBatch.cat(rows).unpacked() for rows in zip(*ranks, strict=True)]
+        assert len(found) == config.steps - first
+        assert all(equal_batches(a, b) for a, b in zip(found, direct[first:], strict=True))
+
+
+def offsets() -> torch.Tensor:
+    return torch.full((1, tiny_head().vertex_count, 3), 0.01)
+
+
 def unpacked(packed: Any) -> list[Batch]:
     return [batch.unpacked() for batch in packed]
+
+
+def _processes() -> list[int]:
+    return [p.pid for p in multiprocessing.active_children() if p.pid is not None]
 
 
 def _threads() -> list[threading.Thread]:
