@@ -51,16 +51,16 @@ from spatialavatar.shards.manifest import write_manifest, write_record
 from spatialavatar.training.batch import PackedBatch
 from spatialavatar.training.config import TrainConfig
 from spatialavatar.training.pool import open_pool
-from spatialavatar.training.stream import Plan, prepare
+from spatialavatar.training.stream import Plan, keep_freed_memory, prepare
 
 GRAIN = 2.0  # standard deviation in grey levels, so that a JPEG has the bytes of a real one
 CAPTURES, INSTANTS, CLIPS_PER_SHARD = 4, 32, 32
 PIECES = {  # of a profile: function names and what they stand for
-    "_read": "reading rows, posing the clip",
+    "'acquire' of '_thread.lock'": "waiting for rows and pictures to be read",
     "imdecode": "decoding JPEG and PNG",
     "cvtColor": "order of the channels",
     "pack": "putting batches together",
-    "draw_monocular": "drawing frames",
+    "draw_of_sample": "drawing frames",
     "encoded_size": "checking pictures",
 }
 
@@ -216,15 +216,16 @@ def by_pieces(profile: cProfile.Profile) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of the data sets; used again")
-    parser.add_argument("--clips", type=int, default=480, help="rows of the data set")
+    parser.add_argument("--clips", type=int, default=800, help="rows of the data set with mattes")
     parser.add_argument("--size", type=int, default=512, help="pixels, stored and trained")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--draws", type=int, default=4, help="samples from a clip each time that it is read")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--store-mb", type=int, default=100, help="object store for the pass over everything")
+    parser.add_argument("--store-mb", type=int, default=200, help="object store for the pass over everything")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
+    keep_freed_memory()  # as the processes that prepare batches do
     head = builtin_head()
     results: dict[str, Any] = {}
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -235,9 +236,9 @@ def main() -> None:
         log_to_driver=False,
         logging_level="error",
     )
-    for matte in ("burnt_black", "alpha"):
+    for matte, clips in (("burnt_black", CLIPS_PER_SHARD), ("alpha", arguments.clips)):
         folder = arguments.work / f"{matte}-{arguments.size}"
-        write_data(folder, head, arguments.clips, arguments.size, matte)
+        write_data(folder, head, clips, arguments.size, matte)
         results[matte] = rates(folder, head, arguments)
         for name, value in results[matte].items():
             print(f"{matte:12} {name:40} {value}")
@@ -249,9 +250,9 @@ def main() -> None:
 
 
 def rates(folder: Path, head: HeadModel, arguments: argparse.Namespace) -> dict[str, Any]:
-    config = settings(folder, arguments.size, arguments.batch, arguments.draws, steps=24)
+    config = settings(folder, arguments.size, arguments.batch, arguments.draws, steps=48)
     began = time.perf_counter()
-    stream = ray_batches(head, config, workers=1)
+    stream = ray_batches(head, config.model_copy(update={"steps": 100_000}), workers=1)
     next(stream)
     first = time.perf_counter() - began
     stream.close()
@@ -259,10 +260,10 @@ def rates(folder: Path, head: HeadModel, arguments: argparse.Namespace) -> dict[
     decoded, prepared, streamed = [], [], []
     for _ in range(arguments.rounds):
         decoded.append(decode_rate(jpegs))
-        prepared.append(prepare_rate(head, config, parts=4))
-        streamed.append(ray_rate(head, config, warm_up=4))
+        prepared.append(prepare_rate(head, config, parts=40))
+        streamed.append(ray_rate(head, config, warm_up=8))
     profile = cProfile.Profile()
-    prepare_rate(head, config, parts=5, profile=profile)
+    prepare_rate(head, config, parts=40, profile=profile)
     raw = statistics.median(decoded)
     return {
         "kilobytes of a JPEG": round(statistics.mean(len(data) for data in jpegs) / 1e3, 1),

@@ -11,8 +11,10 @@ from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.training.batch import PackedBatch
 from spatialavatar.training.config import TrainConfig
 from spatialavatar.training.folder_pool import FolderPool
+from spatialavatar.training.pool import open_pool
 from spatialavatar.training.stream import PART_SAMPLES, Share, batches
 from tests.builders.clips import tiny_clip, tiny_head
+from tests.builders.shards import tiny_shards
 from tests.builders.training import tiny_batches
 
 STEPS = 7
@@ -44,6 +46,19 @@ def test_any_number_of_workers_gives_the_batches_of_one_process(ray_cluster: str
     expected = list(batches(FolderPool([f"{folder}/*"], tiny_head(), 1.0), config))
     found = list(ray_batches(tiny_head(), config, workers=workers))
     assert len(found) == STEPS and all(equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_takes_in_shards_give_the_batches_of_one_process(ray_cluster: str, tmp_path: Path) -> None:
+    """Phase 2, across cameras and across time, mixed K."""
+    from ray_jobs.stream import ray_batches
+
+    tiny_shards(tmp_path, clips=5, cameras=4, instants=5)
+    config = tiny_batches("", phase=2, steps=STEPS, sampler={"draws_per_clip": 3}, data={"shards": str(tmp_path)})
+    pool = open_pool(config.data, tiny_head(), config.phase)
+    expected = list(batches(pool, config))
+    found = list(ray_batches(tiny_head(), config, workers=2))
+    assert len(found) == STEPS and all(equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert len({int(count) for batch in found for count in batch.arrays["sources.count"]}) > 2
 
 
 def test_it_goes_on_at_a_step_with_another_number_of_ranks(ray_cluster: str, folder: Path) -> None:
