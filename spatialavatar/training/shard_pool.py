@@ -1,6 +1,6 @@
 """The shards of an ingested data set as training data: of a clip what is needed to draw is read, then what was drawn.
 
-The next clip and its frames are fetched while the present one's are decoded.
+The next clip is opened, and its frames are fetched from a store, while the present one's are decoded.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from spatialavatar import files
 from spatialavatar.clip import EncodedFrame, FrameIndex, TrackedClip
 from spatialavatar.clip.square import square_picture
 from spatialavatar.errors import SpatialAvatarError
@@ -51,7 +52,9 @@ class ShardPool:
         self._memory = Memory(memory_gb)
         self._lock = threading.Lock()  # of what is held: a training's own thread draws held-out samples
         self._held: OrderedDict[int, Future[_Held]] = OrderedDict()
-        # one thread opens clips in the order asked for; several fetch pictures, for a store takes its time for each
+        # one thread opens clips in the order asked for; several fetch pictures from a store, which takes its time for
+        # each; a disk does not, and handing pictures from thread to thread costs more than reading them
+        self._far = not files.is_local(data.url)
         self._opener = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shards-clips")
         self._fetchers = ThreadPoolExecutor(max_workers=FETCHERS, thread_name_prefix="shards-frames")
 
@@ -82,8 +85,10 @@ class ShardPool:
             return held
 
         with self._lock:
-            # in its place: who asks for the clip from now on finds all that was announced
-            self._held[clip] = self._opener.submit(fetch, self._opening(clip))
+            opening = self._opening(clip)
+            if self._far:
+                # in its place: who asks for the clip from now on finds all that was announced
+                self._held[clip] = self._opener.submit(fetch, opening)
 
     def _opened(self, clip: int) -> "_Held":
         with self._lock:
