@@ -96,7 +96,7 @@ def _prepared(
                 yield [PackedBatch.from_bytes(next(rows)) for _ in range(plan[index].steps)]
 
 
-def _table(content: bytes) -> pa.Table:
+def _table(content: bytes | memoryview) -> pa.Table:
     """One row, which looks into ``content``."""
     offsets = pa.py_buffer(np.array([0, len(content)]))
     return pa.table(

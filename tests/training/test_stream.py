@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 
 from spatialavatar.errors import SpatialAvatarError
@@ -103,7 +104,11 @@ def test_shares_are_the_rows_of_the_whole(pool: FolderPool, folder: Path) -> Non
 
 def test_a_packed_batch_travels_as_bytes(pool: FolderPool, folder: Path) -> None:
     packed = next(batches(pool, settings(folder)))
-    back = PackedBatch.from_bytes(packed.to_bytes())
+    data = packed.to_bytes()
+    theirs = safetensors.numpy.load(bytes(data))
+    assert theirs.keys() == packed.arrays.keys()
+    assert all(np.array_equal(theirs[n], packed.arrays[n], equal_nan=True) for n in theirs), "another reader agrees"
+    back = PackedBatch.from_bytes(data)
     assert back.arrays.keys() == packed.arrays.keys() and len(back) == len(packed)
     assert equal_batches(PackedBatch.cat([back]).unpacked(), packed.unpacked())
     assert all(array.dtype == np.uint8 for name, array in back.arrays.items() if name.endswith((".image", ".matte")))
