@@ -40,7 +40,8 @@ def ingest(
     ],
     output: Annotated[str, typer.Option(metavar="URL", help="Folder of the data set.")],
     head: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The head of the clips; the built-in head when absent.")
+        str | None,
+        typer.Option(metavar="FILE", help="The head of the clips; absent: the built-in one, for our own clips."),
     ] = None,
     format: Annotated[
         str, typer.Option(metavar="NAME", help="What wrote the folders; auto looks at their files, clip is our own.")

@@ -16,7 +16,7 @@ from spatialavatar.head.model import HeadModel
 from spatialavatar.head.reference import builtin_head
 from spatialavatar.shards.convert import Converted, convert, remove_leftovers
 from spatialavatar.shards.entry import Rejected
-from spatialavatar.shards.find import SourceFolder, find_sources
+from spatialavatar.shards.find import CLIP_FORMAT, SourceFolder, find_sources
 from spatialavatar.shards.ingest_config import IngestConfig, check_config, claim_output, settings_hash
 from spatialavatar.shards.manifest import open_shards, read_records, recorded_shards, write_manifest
 from spatialavatar.shards.plan import Group, plan_groups, recorded_keys
@@ -64,6 +64,12 @@ def prepare(config: IngestConfig, retry_rejected: bool = False, progress: Callab
             "as --source, or another --format"
         )
     _check_pattern(config, found.sources)
+    foreign = sorted({source.format for source in found.sources} - {CLIP_FORMAT})
+    if config.head is None and foreign:
+        raise SpatialAvatarError(
+            f"{config.source}: holds folders of {', '.join(foreign)}, which do not say which head they were tracked "
+            "with; name it with --head ('spatialavatar head generate' writes the built-in one)"
+        )
     settings = config.settings(head)
     claim_output(config, settings)
     remove_leftovers(config.output)

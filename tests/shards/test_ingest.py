@@ -168,6 +168,16 @@ def test_mistakes_of_the_user_write_nothing(tmp_path: Path, changes: dict[str, A
     assert not (tmp_path / "out").exists()
 
 
+def test_trackers_folders_need_their_head_named(tmp_path: Path) -> None:
+    """Codes of another head can have the built-in one's lengths; only our own clips say which head is theirs."""
+    npz_folder(tmp_path / "in" / "tracked")
+    with pytest.raises(
+        SpatialAvatarError, match="holds folders of npz, which do not say which head .* --head"
+    ) as error:
+        ingest(config_for(tmp_path / "in", tmp_path / "out", head=None))
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
 def test_output_that_is_the_source_or_holds_something_else(tmp_path: Path) -> None:
     clips_below(tmp_path / "in", 1)
     with pytest.raises(SpatialAvatarError, match="is the source, too"):
