@@ -172,7 +172,7 @@ def test_trackers_folders_need_their_head_named(tmp_path: Path) -> None:
     """Codes of another head can have the built-in one's lengths; only our own clips say which head is theirs."""
     npz_folder(tmp_path / "in" / "tracked")
     with pytest.raises(
-        SpatialAvatarError, match="holds folders of npz, which do not say which head .* --head"
+        SpatialAvatarError, match=r"holds folders of npz, which do not say which head .* --head"
     ) as error:
         ingest(config_for(tmp_path / "in", tmp_path / "out", head=None))
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
