@@ -1,6 +1,6 @@
 """Tiny clips and a tiny head for tests: a few dozen triangles, a few pixels, no files needed but the clip's own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -104,8 +104,7 @@ def tiny_pictures(instant: int, camera: int, width: int, height: int) -> tuple[n
     return tuple((a * 255).round().astype(np.uint8) for a in (image, matte, region))  # type: ignore[return-value]
 
 
-def tiny_clip(
-    folder: files.Location,
+def tiny_parts(
     *,
     instants: int = 4,
     cameras: int = 1,
@@ -113,20 +112,22 @@ def tiny_clip(
     height: int = 24,
     matte_kind: Any = "alpha",
     has_region: bool = True,
-    test_from: int | None = None,
-    test_cameras: Sequence[int] = (),
     seed: int = 0,
-    **changes: Any,  # of write_clip's arguments
-) -> TrackedClip:
-    """Write a sound clip of the tiny head and open it. The pictures do not show the head."""
+    picture: Callable[[int, int, int, int], tuple[np.ndarray, np.ndarray, np.ndarray]] = tiny_pictures,
+    **changes: Any,
+) -> dict[str, Any]:
+    """The arguments of ``assemble_clip`` for a sound clip of the tiny head; ``changes`` replace and add some.
+
+    The pictures do not show the head.
+    """
     world_to_camera, intrinsics = tiny_cameras(instants, cameras, width, height)
 
     def frames(instant: int, camera: int) -> tuple[np.ndarray | None, ...]:
-        image, matte, region = tiny_pictures(instant, camera, width, height)
+        image, matte, region = picture(instant, camera, width, height)
         return image, matte if matte_kind == "alpha" else None, region if has_region else None
 
     box = torch.tensor([0.3 * width, 0.3 * height, 0.7 * width, 0.7 * height])
-    arguments: dict[str, Any] = {
+    parts: dict[str, Any] = {
         "identity": f"tiny{seed}",
         "head": tiny_head(),
         "params": tiny_params(instants, seed),
@@ -139,7 +140,10 @@ def tiny_clip(
         "matte_kind": matte_kind,
         "has_region": has_region,
         "face_box": box.expand(instants, cameras, 4),
-        "test_from": test_from,
-        "test_cameras": test_cameras,
     }
-    return write_clip(folder, **{**arguments, **changes})
+    return {**parts, **changes}
+
+
+def tiny_clip(folder: files.Location, **changes: Any) -> TrackedClip:
+    """Write a clip of ``tiny_parts`` and open it; ``changes`` are its arguments and those of ``write_clip``."""
+    return write_clip(folder, **tiny_parts(**changes))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from spatialavatar import files
 from spatialavatar.clip.assembly import assemble_clip
@@ -16,47 +16,22 @@ from spatialavatar.head.reference import HeadReference
 from spatialavatar.shards import Rejected, ShardRecord, ShardSet, ShardWriter, open_shards
 from spatialavatar.shards.file import shard_file
 from spatialavatar.shards.manifest import write_manifest, write_record
-from tests.builders.clips import tiny_cameras, tiny_head, tiny_params, tiny_pictures
+from tests.builders.clips import tiny_head, tiny_parts, tiny_pictures
 
 SETTINGS = "made for tests"
 
 
-def tiny_take(
-    seed: int = 0,
-    *,
-    instants: int = 4,
-    cameras: int = 1,
-    width: int = 32,
-    height: int = 24,
-    matte_kind: Any = "alpha",
-    has_region: bool = False,
-    **changes: Any,  # of assemble_clip's arguments
-) -> TrackedClip:
-    """A sound clip of the tiny head, not written anywhere. Its pictures differ by seed, instant and camera."""
-    world_to_camera, intrinsics = tiny_cameras(instants, cameras, width, height)
+def tiny_take(seed: int = 0, *, has_region: bool = False, **changes: Any) -> TrackedClip:
+    """A clip of ``tiny_parts``, not written anywhere. Its pictures differ by seed, instant and camera."""
 
-    def frames(instant: int, camera: int) -> tuple[Any, ...]:
+    def picture(instant: int, camera: int, width: int, height: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         image, matte, region = tiny_pictures(instant, camera, width, height)
         image[: height // 4, : width // 4] = (37 * seed + 11 * instant + camera) % 256
-        return image, matte if matte_kind == "alpha" else None, region if has_region else None
+        return image, matte, region
 
-    box = torch.tensor([0.3 * width, 0.3 * height, 0.7 * width, 0.7 * height])
-    arguments: dict[str, Any] = {
-        "identity": f"tiny{seed}",
-        "head": tiny_head(),
-        "params": tiny_params(instants, seed),
-        "world_to_camera": world_to_camera,
-        "intrinsics": intrinsics,
-        "width": width,
-        "height": height,
-        "fps": 25.0,
-        "frames": frames,
-        "matte_kind": matte_kind,
-        "has_region": has_region,
-        "face_box": box.expand(instants, cameras, 4),
-        "source": ClipSource("tests", "made for tests", "Apache-2.0"),
-    }
-    return assemble_clip(f"take {seed}", **{**arguments, **changes})
+    source = ClipSource("tests", "made for tests", "Apache-2.0")
+    changes = {"source": source, "picture": picture, **changes}
+    return assemble_clip(f"take {seed}", **tiny_parts(seed=seed, has_region=has_region, **changes))
 
 
 def write_shard(
