@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spatialavatar.cli.console import Update, progress, resolve_head, say
+from spatialavatar.cli.console import Update, progress, resolve_head, say, tell_faults
 
 if TYPE_CHECKING:
     from spatialavatar.head import HeadModel
@@ -220,12 +220,7 @@ def validate(
     model = read_head(head) if head else _find_head(clip)
     with _progress("checking") as update:
         faults = validate_clip(clip, model, update)
-    for fault in faults:
-        typer.echo(str(fault))
-    if faults:
-        typer.echo(f"{clip}: {len(faults)} fault{'s' if len(faults) > 1 else ''}", err=True)
-        raise typer.Exit(2)
-    typer.echo(f"{clip}: no faults")
+    tell_faults(clip, faults)
 
 
 @app.command()

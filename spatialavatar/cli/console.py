@@ -3,7 +3,7 @@
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Protocol
 
@@ -72,6 +72,16 @@ def progress(title: str, total: int) -> Iterator[Update]:
 def say(message: str) -> None:
     """A line for the user, on stderr: stdout is for results."""
     print(message, file=sys.stderr)
+
+
+def tell_faults(where: str, faults: Sequence[object], sound: str = "no faults") -> None:
+    """Each fault on a line of stdout and exit code 2, or a line that there are none."""
+    for fault in faults:
+        typer.echo(str(fault))
+    if faults:
+        typer.echo(f"{where}: {len(faults)} fault{'s' if len(faults) > 1 else ''}", err=True)
+        raise typer.Exit(2)
+    typer.echo(f"{where}: {sound}")
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spatialavatar.cli.console import progress, resolve_head, say
+from spatialavatar.cli.console import progress, resolve_head, say, tell_faults
 
 if TYPE_CHECKING:
     from spatialavatar.head import HeadModel
@@ -59,12 +59,7 @@ def verify(url: Url, head: Head = None) -> None:
     model = _find_head(shards, head)
     with progress("checking", len(shards)) as update:
         faults = report.verify(shards, model, lambda done, of: update(done))
-    for fault in faults:
-        typer.echo(str(fault))
-    if faults:
-        typer.echo(f"{url}: {len(faults)} fault{'s' if len(faults) > 1 else ''}", err=True)
-        raise typer.Exit(2)
-    typer.echo(f"{url}: no faults in {len(shards)} clips")
+    tell_faults(url, faults, f"no faults in {len(shards)} clips")
 
 
 @app.command()
