@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from spatialavatar.clip.arrays import check_arrays, clip_arrays
-from spatialavatar.clip.header import ClipHeader, ClipSource, FrameIndex, MatteKind, header_from_json
+from spatialavatar.clip.header import ClipHeader, ClipSource, FrameIndex, MatteKind, header_from_json, in_a_line
 from spatialavatar.clip.pictures import EncodedFrame, decode, encode, encoded_size
 from spatialavatar.clip.tracked_clip import TrackedClip, clip_from_arrays
 from spatialavatar.errors import SpatialAvatarError
@@ -79,8 +79,7 @@ def assemble_clip(
             f"head '{head.info.id}' has {head.vertex_count} vertices"
         )
     if faults:
-        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise SpatialAvatarError(f"{location}: not a usable clip: {faults[0]}{more}")
+        raise SpatialAvatarError(f"{location}: not a usable clip: {in_a_line(faults)}")
 
     def read(index: FrameIndex) -> EncodedFrame:
         where = f"{location}: instant {index.instant}, camera {index.camera}"

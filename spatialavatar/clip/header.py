@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -46,6 +47,11 @@ class Fault(NamedTuple):
     def __str__(self) -> str:
         where = "" if self.frame is None else f", instant {self.frame.instant} camera {self.frame.camera}"
         return f"{self.file}{where}: {self.field}: {self.message}"
+
+
+def in_a_line(faults: Sequence[Fault], hint: str = "") -> str:
+    """The first of some faults, and how many more there are."""
+    return f"{faults[0]} (and {len(faults) - 1} more{hint})" if len(faults) > 1 else str(faults[0])
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from spatialavatar.clip.header import (
     MatteKind,
     Picture,
     header_from_json,
+    in_a_line,
     read_header_json,
 )
 from spatialavatar.clip.pictures import EncodedFrame, decode
@@ -251,8 +252,8 @@ def open_clip(folder: files.Location) -> TrackedClip:
     arrays = read_arrays(text)
     faults = check_arrays(header, arrays)
     if faults:
-        more = f" (and {len(faults) - 1} more; 'spatialavatar clip validate' lists them)" if len(faults) > 1 else ""
-        raise SpatialAvatarError(f"{text}: {faults[0]}{more}")
+        told = in_a_line(faults, "; 'spatialavatar clip validate' lists them")
+        raise SpatialAvatarError(f"{text}: {told}")
 
     def read(index: FrameIndex) -> EncodedFrame:
         def picture(kind: Picture) -> bytes | None:

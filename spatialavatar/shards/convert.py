@@ -21,7 +21,7 @@ from pathlib import Path
 
 from spatialavatar import files
 from spatialavatar.clip.conversion import resized, with_image_format
-from spatialavatar.clip.header import Fault, FrameIndex, header_from_json, safe_identity
+from spatialavatar.clip.header import Fault, FrameIndex, header_from_json, in_a_line, safe_identity
 from spatialavatar.clip.importers import ImportOptions, open_source
 from spatialavatar.clip.importers.options import with_test_last
 from spatialavatar.clip.pictures import EncodedFrame
@@ -212,8 +212,7 @@ def _bad_frames(clip: TrackedClip, head: HeadModel, share: float) -> int:
 
 def _require_none(clip: TrackedClip, faults: Sequence[Fault]) -> None:
     if faults:
-        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise SpatialAvatarError(f"{clip.location}: {faults[0]}{more}")
+        raise SpatialAvatarError(f"{clip.location}: {in_a_line(faults)}")
 
 
 def _renamed(clip: TrackedClip, source: SourceFolder, of: int, config: IngestConfig) -> TrackedClip:

@@ -20,7 +20,7 @@ from jaxtyping import Int64, UInt32
 
 from spatialavatar import files
 from spatialavatar.clip.arrays import check_arrays, decoded_arrays, encoded_arrays
-from spatialavatar.clip.header import ClipHeader, FrameIndex, Picture, header_from_json
+from spatialavatar.clip.header import ClipHeader, FrameIndex, Picture, header_from_json, in_a_line
 from spatialavatar.clip.pictures import EncodedFrame
 from spatialavatar.clip.tracked_clip import TrackedClip, clip_from_arrays
 from spatialavatar.errors import SpatialAvatarError
@@ -161,8 +161,7 @@ def read_clip(folder: files.Location, entry: ClipEntry, whole: bool = False) -> 
     arrays = decoded_arrays(row.arrays, where)
     faults = check_arrays(header, arrays)
     if faults:
-        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise SpatialAvatarError(f"{where}: {faults[0]}{more}; {MADE_ANEW}")
+        raise SpatialAvatarError(f"{where}: {in_a_line(faults)}; {MADE_ANEW}")
 
     def read(frame: FrameIndex) -> EncodedFrame:
         number = frame.instant * header.cameras + frame.camera
