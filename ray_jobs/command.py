@@ -2,11 +2,11 @@
 
 import os
 import signal
-import sys
 from types import FrameType
 
 import typer
 
+from spatialavatar.cli.console import fail
 from spatialavatar.errors import SpatialAvatarError
 
 
@@ -15,18 +15,18 @@ def run(app: typer.Typer, name: str) -> None:
     try:
         app(prog_name=f"python -m {name}")
     except SpatialAvatarError as e:
-        _fail(str(e), 2)
+        fail(str(e), 2)
     except (KeyboardInterrupt, SystemExit) as e:
         if isinstance(e, SystemExit) and e.code != 130:  # what typer makes of an interruption
             raise
-        _fail("interrupted; run the same command again to go on", 130)
+        fail("interrupted; run the same command again to go on", 130)
     except OSError as e:
         where = e.filename2 or e.filename or "output"
-        _fail(f"{where}: {(e.strerror or str(e)).lower()}; finished shards are as they were", 2)
+        fail(f"{where}: {(e.strerror or str(e)).lower()}; finished shards are as they were", 2)
     except Exception as e:
         if os.environ.get("SPATIALAVATAR_DEBUG"):
             raise
-        _fail(f"internal error: {type(e).__name__}: {e}; set SPATIALAVATAR_DEBUG=1 for the traceback and report it", 1)
+        fail(f"internal error: {type(e).__name__}: {e}; set SPATIALAVATAR_DEBUG=1 for the traceback and report it", 1)
 
 
 def stop_on_term() -> None:
@@ -36,9 +36,3 @@ def stop_on_term() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
-
-
-def _fail(message: str, code: int) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.stderr.flush()
-    sys.exit(code)

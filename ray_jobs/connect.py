@@ -21,7 +21,7 @@ def connect(address: str | None = None, cpus: int | None = None) -> None:
     try:
         import ray
     except ImportError:
-        raise SpatialAvatarError("Ray is not installed; install it with: pip install 'ray[data]'") from None
+        raise SpatialAvatarError("Ray is not installed; install it with: pip install -e '.[ray]'") from None
 
     if ray.is_initialized():
         return

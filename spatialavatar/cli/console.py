@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, NoReturn, Protocol
 
 import typer
 
@@ -67,6 +67,12 @@ def progress(title: str, total: int) -> Iterator[Update]:
             print(f"{title}: {done}/{expected}, {now - began:.0f} s{left}  {note}".rstrip(), file=sys.stderr)
 
     yield line
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """An error as one line on stderr, and the program's end."""
+    say(f"error: {' '.join(message.split())}")
+    sys.exit(code)
 
 
 def say(message: str) -> None:

@@ -6,7 +6,6 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import errno
-import sys
 import traceback
 from typing import Annotated
 
@@ -28,6 +27,7 @@ from spatialavatar.cli import (
     shards,
     train,
 )
+from spatialavatar.cli.console import fail
 from spatialavatar.errors import SpatialAvatarError
 
 app = typer.Typer(
@@ -101,5 +101,4 @@ def _was_interrupted(error: BaseException) -> bool:
 def _fail(message: str, code: int) -> None:
     if _debug:
         traceback.print_exc()
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(code)
+    fail(message, code)
