@@ -71,17 +71,17 @@ def _prepared(
     of_process = config.model_copy(update={"data": share_of_memory(config.data, workers * world)})
     opened = _Opened(of_process.model_dump_json(), head.content_hash, ray.put(head))
     store = ray.cluster_resources().get("object_store_memory", 0) / world
+
+    def make(row: dict[str, Any]) -> Iterator[pa.Table]:
+        try:
+            pool = _pool(opened)
+            for batch in prepare(pool, config, plan[int(row["part"][0])]):
+                yield _table(batch.to_bytes())
+        except SpatialAvatarError as e:  # as a value: Ray would wrap it in pages of tracebacks
+            yield _table(ERROR + str(e).encode())
+
     for start in range(0, len(plan), PARTS_AT_ONCE):
         leg = range(start, min(start + PARTS_AT_ONCE, len(plan)))
-
-        def make(row: dict[str, Any]) -> Iterator[pa.Table]:
-            try:
-                pool = _pool(opened)
-                for batch in prepare(pool, config, plan[int(row["part"][0])]):
-                    yield _table(batch.to_bytes())
-            except SpatialAvatarError as e:  # as a value: Ray would wrap it in pages of tracebacks
-                yield _table(ERROR + str(e).encode())
-
         # not ray.data.range, whose blocks are made by tasks, all of them before the first part
         numbers = ray.data.from_items([{"part": index} for index in leg], override_num_blocks=len(leg))
         parts = numbers.map_batches(make, batch_size=1, num_cpus=1, compute=ray.data.TaskPoolStrategy(size=workers))

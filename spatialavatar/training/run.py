@@ -122,8 +122,10 @@ def train(
     run = _Run(trainer, generator, held_out, config, out, origin, observe)
     if found is not None:
         run.resume(found)
-    prepared = worker_batches(head, config, run.trainer.step_number) if config.data.workers else None
-    with closing(prepared or batches(pool, config, trainer.step_number)) as stream:
+    first = trainer.step_number
+    with closing(
+        worker_batches(head, config, first) if config.data.workers else batches(pool, config, first)
+    ) as stream:
         try:
             run.go(stream, torch.device(device))
         except StopTraining:

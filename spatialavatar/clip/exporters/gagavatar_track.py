@@ -129,7 +129,7 @@ def _video(clip: TrackedClip, head: HeadModel, params: HeadParams, world_to_came
 
 
 def _posed(head: HeadModel, params: HeadParams) -> Iterator[Float64[np.ndarray, "N 3"]]:
-    """For each instant the vertices that turn with the neck joint; the stub below it cannot follow without a neck."""
+    """For each instant the vertices that turn with the neck joint; those below it cannot follow without a neck."""
     on_head = (head.weights[:, 1:].sum(-1) > 0.5).numpy()
     if on_head.sum() < 10:
         on_head[:] = True
