@@ -10,13 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch.optim import Optimizer
 
 from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.generator import checkpoint as generators
-from spatialavatar.generator.encoder import as_array
 from spatialavatar.generator.generator import Generator
 from spatialavatar.head import HeadModel
 from spatialavatar.training.config import TrainConfig
@@ -41,6 +38,7 @@ _FREE = {
     "sheet_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "distributed",
     # ... or lead a training on that has run away; every checkpoint records its own
     "optimizer.learning_rate",
     "optimizer.clip_norm",
@@ -67,7 +65,7 @@ class Checkpoint:
     state: TrainingState
     facts: generators.GeneratorFacts
     weights: dict[str, np.ndarray]
-    moments: dict[str, np.ndarray]  # optimizer_arrays
+    moments: dict[str, np.ndarray]  # Engine.moments
 
     def generator(self, config: TrainConfig, head: HeadModel) -> Generator:
         """The generator as it was. Raises SpatialAvatarError: another head, layout or encoder weights."""
@@ -85,7 +83,7 @@ def save_checkpoint(
 ) -> str:
     """Write a checkpoint and remove all but the newest ``keep``, and what killed runs left; returns its folder.
 
-    ``moments`` are ``optimizer_arrays``, ``training`` is what the generator's file says of its training.
+    ``moments`` are the engine's, ``training`` is what the generator's file says of its training.
     """
     folder = files.join(run, generators.CHECKPOINTS, f"step-{state.step:08d}")
     marker = files.join(folder, generators.COMPLETE)
@@ -165,26 +163,6 @@ def read_checkpoint(folder: str) -> Checkpoint:
     if (facts.hash, files.content_hash(moments)) != hashes:
         raise SpatialAvatarError(f"{folder}: its files do not belong together (a broken copy)")
     return Checkpoint(folder, state, facts, generators.read_weights(where, facts), moments)
-
-
-def optimizer_arrays(generator: Generator, optimizer: Optimizer) -> dict[str, np.ndarray]:
-    """The optimizer's state by ``<parameter of the generator>/<slot>``, whole: what a checkpoint holds of it."""
-    return {
-        f"{name}/{slot}": as_array(torch.as_tensor(value))
-        for name, parameter in generator.named_parameters()
-        for slot, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def restore_optimizer(generator: Generator, optimizer: Optimizer, moments: dict[str, np.ndarray]) -> None:
-    """The inverse of ``optimizer_arrays``."""
-    parameters = dict(generator.named_parameters())
-    for key, array in moments.items():
-        name, _, slot = key.rpartition("/")
-        parameter = parameters[name]
-        value = torch.from_numpy(array)
-        # Adam keeps its step counter on the CPU
-        optimizer.state[parameter][slot] = value if value.ndim == 0 else value.to(parameter.device)
 
 
 def _difference(then: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str:

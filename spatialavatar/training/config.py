@@ -33,7 +33,7 @@ class DataConfig(Config):
     clips: tuple[str, ...] = ()  # folders of tracked clips, or patterns such as data/*
     shards: ShardData | None = None  # or its url alone
     memory_gb: float = Field(2.0, ge=0)  # decoded frames kept in memory, by all workers together
-    workers: int = Field(0, ge=0)  # processes that prepare batches; 0: a thread of the training's own
+    workers: int = Field(0, ge=0)  # processes that prepare batches; 0: a thread, on Ray all CPUs that are left
 
     @field_validator("shards", mode="before")
     @classmethod
@@ -92,6 +92,17 @@ class ScheduleConfig(Config):
     end: float = Field(0.1, ge=0, le=1)  # share of the learning rate at the end of the decay
 
 
+class DistributedConfig(Config):
+    """How ray_jobs.train spreads a training over a cluster; ``spatialavatar train`` takes no notice of it."""
+
+    workers: int = Field(1, ge=1)  # training processes, each with its share of every batch; one for each GPU
+    zero_stage: Literal[0, 1, 2] = 0  # DeepSpeed: what each keeps a part of. 1: optimizer state, 2: gradients, too
+    use_gpu: bool | None = None  # None: where the cluster has GPUs
+    cpus_per_worker: float | None = Field(None, gt=0)  # None: 1 with a GPU, else half of the worker's share of CPUs
+    max_failures: int = Field(3, ge=0)  # restarts in a row without a new checkpoint between them
+    wait_seconds: float = Field(30.0, ge=0)  # for machines that are not there yet; longer where a cluster grows
+
+
 class TrainConfig(Config):
     phase: Literal[1, 2] = 1  # 1: monocular-temporal; 2: multi-view-spatial
     phase1_checkpoint: str | None = None  # Phase 2: a Phase-1 run or checkpoint to go on from
@@ -117,6 +128,7 @@ class TrainConfig(Config):
     sheet_every: int = Field(1000, ge=1)  # steps between sample sheets
     checkpoint_every: int = Field(1000, ge=1)  # steps
     keep_checkpoints: int = Field(3, ge=1)  # newest ones kept
+    distributed: DistributedConfig = DistributedConfig()
 
     @model_validator(mode="before")
     @classmethod

@@ -1,14 +1,15 @@
-"""One training step: forward, backward, clip, update (method.md section 3)."""
+"""One training step: forward, backward, clip, update (method.md section 3), in one process or in many."""
 
-from collections.abc import Callable
+import math
 
 import torch
-from torch.nn.utils import clip_grad_norm_
 
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.training.batch import Batch
 from spatialavatar.training.config import TrainConfig
-from spatialavatar.training.optimization import build_optimizer, build_scheduler
+from spatialavatar.training.engine import Engine, PlainEngine
+from spatialavatar.training.group import Alone, Group
+from spatialavatar.training.optimization import build_scheduler
 from spatialavatar.training.step import Objective, TrainingModule
 
 
@@ -17,22 +18,19 @@ class NotFinite(SpatialAvatarError):
 
 
 class Trainer:
-    """A module with its optimizer and schedule, driven batch by batch.
-
-    ``all_agree`` takes whether a value is finite (a bool tensor) and says whether to go on: workers that train together
-    must decide alike.
-    """
+    """An engine with its schedule, driven batch by batch, in step with the other processes of the group."""
 
     def __init__(
-        self, module: TrainingModule, config: TrainConfig, all_agree: Callable[[torch.Tensor], bool] = bool
+        self, module: TrainingModule, config: TrainConfig, engine: Engine | None = None, group: Group | None = None
     ) -> None:
-        self.module, self.config = module, config
-        self.optimizer = build_optimizer(module, config.optimizer)
+        self.module = module
+        self.engine = engine or PlainEngine(module, config)
+        self.optimizer = self.engine.optimizer
         self.scheduler = build_scheduler(self.optimizer, config.schedule, config.steps)
         self.step_number = 0
         self.learning_rate = 0.0  # of the last step, before the encoder side's decay
-        self._all_agree = all_agree
-        self._trained = [p for p in module.parameters() if p.requires_grad]
+        self.failed_here = False  # whether this process' own loss was the one that is no number
+        self._group = group or Alone()
 
     def seek(self, step: int) -> None:
         """Stand before step number ``step``: the schedule is a function of it."""
@@ -42,22 +40,42 @@ class Trainer:
             group["lr"] = rate * factor(step)
 
     def step(self, batch: Batch) -> tuple[Objective, float]:
-        """The objective before the update and the gradient's norm before clipping. Raises NotFinite."""
+        """The objective before the update and the gradient's norm before clipping, of all processes together.
+
+        Raises NotFinite, in all of them.
+        """
         self.module.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        objective: Objective = self.module(batch)
-        self._require_finite(objective.loss, "loss")
-        objective.loss.backward()  # type: ignore[no-untyped-call]
-        norm = clip_grad_norm_(self._trained, self.config.optimizer.clip_norm)
-        self._require_finite(norm, "gradient")
+        try:
+            objective = self.engine.forward(batch)
+        except (SpatialAvatarError, torch.OutOfMemoryError):
+            self.abstain()
+            raise
+        mean = self._mean(objective)
+        try:
+            norm = self.engine.update(objective.loss)
+        except torch.OutOfMemoryError as e:
+            if self._group.share.world == 1:
+                raise
+            # the others wait for this process' gradient: only its end can tell them
+            raise RuntimeError(f"out of memory in the backward pass of step {self.step_number + 1}") from e
+        self.failed_here = not math.isfinite(norm)  # nobody knows whose gradient it was
+        if self.failed_here:
+            raise NotFinite(f"gradient is {norm} at step {self.step_number + 1}")
         self.learning_rate = self.optimizer.param_groups[0]["lr"]
-        self.optimizer.step()
         self.scheduler.step()
         self.step_number += 1
-        return objective, float(norm)
+        return mean, norm
 
-    def _require_finite(self, value: torch.Tensor, what: str) -> None:
-        finite = torch.isfinite(value.detach())
-        if not self._all_agree(finite):
-            found = f"{float(value.detach())}" if not finite else "not finite on another worker"
-            raise NotFinite(f"{what} is {found} at step {self.step_number + 1}")
+    def abstain(self) -> None:
+        """In place of a step, for a process that can't do it: the others, who would wait, then stop with NotFinite."""
+        self._group.mean([math.nan])
+
+    def _mean(self, objective: Objective) -> Objective:
+        own, *terms = torch.stack([objective.loss.detach(), *objective.terms.values()]).tolist()  # waits once
+        (loss,) = self._group.mean([own])
+        if not math.isfinite(loss):
+            self.failed_here = not math.isfinite(own)
+            found = f"{own}" if self.failed_here else "not finite on another worker"
+            raise NotFinite(f"loss is {found} at step {self.step_number + 1}")
+        means = (torch.tensor(value) for value in self._group.mean(terms))
+        return Objective(torch.tensor(loss), dict(zip(objective.terms, means, strict=True)))

@@ -75,7 +75,7 @@ def weights(run: Path) -> dict[str, np.ndarray]:
 
 def log(run: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in ("seconds", "performance")} for line in lines]
 
 
 def assert_same_tensors(a: Path, b: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from spatialavatar.splat.binding import bind
 from spatialavatar.splat.rasterize import rasterize
 from spatialavatar.training.batch import Batch, make_batch
 from spatialavatar.training.config import OptimizerConfig, TrainConfig
+from spatialavatar.training.group import Alone
 from spatialavatar.training.pool import open_pool
 from spatialavatar.training.setup import anchor_at, build_module, start_generator, training_head
 from spatialavatar.training.step import render
@@ -172,16 +174,16 @@ def test_workers_stop_together(folder: Path) -> None:
     """One that is well stops when another one is not."""
     config = training_in(folder)
     generator, _ = start_generator(config, training_head(config))
-    asked: list[bool] = []
 
-    def another_fails(finite: torch.Tensor) -> bool:
-        asked.append(bool(finite))
-        return False
+    class WithOneThatFails(Alone):
+        def mean(self, values: Sequence[float]) -> list[float]:
+            assert all(math.isfinite(value) for value in values)
+            return [math.nan for _ in values]
 
-    trainer = Trainer(build_module(config, generator, None, "cpu"), config, another_fails)
+    trainer = Trainer(build_module(config, generator, None, "cpu"), config, group=WithOneThatFails())
     with pytest.raises(NotFinite, match="loss is not finite on another worker at step 1"):
         trainer.step(batch_of(config))
-    assert asked == [True]
+    assert not trainer.failed_here
 
 
 def test_the_whole_gradient_is_clipped_to_its_norm(folder: Path) -> None:
