@@ -22,7 +22,7 @@ def run(app: typer.Typer, name: str) -> None:
         fail("interrupted; run the same command again to go on", 130)
     except OSError as e:
         where = e.filename2 or e.filename or "output"
-        fail(f"{where}: {(e.strerror or str(e)).lower()}; finished shards are as they were", 2)
+        fail(f"{where}: {(e.strerror or str(e)).lower()}; what is finished is as it was", 2)
     except Exception as e:
         if os.environ.get("SPATIALAVATAR_DEBUG"):
             raise

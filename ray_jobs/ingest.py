@@ -126,15 +126,16 @@ def ingest(
     from pydantic import ValidationError
 
     from ray_jobs.connect import connect
+    from spatialavatar import files
     from spatialavatar.cli.console import progress, say
     from spatialavatar.errors import SpatialAvatarError
     from spatialavatar.shards.ingest import Count, finish, prepare
-    from spatialavatar.shards.ingest_config import IngestConfig, placed
+    from spatialavatar.shards.ingest_config import IngestConfig
 
     try:
         config = IngestConfig(
-            source=placed(source),
-            output=placed(output),
+            source=files.absolute(source),
+            output=files.absolute(output),
             format=format,
             head=head,
             licence=licence,
@@ -143,7 +144,7 @@ def ingest(
             test_last=test_last,
             keep_split=keep_split,
             drop_dynamic_offsets=drop_dynamic_offsets,
-            tracking=None if tracking is None else placed(tracking),
+            tracking=None if tracking is None else files.absolute(tracking),
             image_format=image_format,  # type: ignore[arg-type]
             max_size=max_size,
             max_bad_frames=max_bad_frames,

@@ -58,6 +58,13 @@ def local_path(location: Location) -> Path:
     return Path(text.removeprefix("file://"))
 
 
+def absolute(location: Location) -> str:
+    """A location that means the same from any working folder, without a slash at its end."""
+    if not is_local(location):
+        return os.fspath(location).rstrip("/")
+    return str(local_path(location).absolute()).rstrip("/") or "/"
+
+
 def join(folder: Location, *parts: str) -> str:
     return "/".join([os.fspath(folder).rstrip("/") or "/", *parts])
 

@@ -95,12 +95,12 @@ def train(
             clean_stop("step") as stop_requested,
             progress("training", settings.steps) as update,
         ):
-            status = _Status(settings)
+            status = Speed(settings)
 
             def observe(now: "Progress") -> None:
                 nonlocal state
                 if state is None:  # the run has checked its input and begins
-                    say(_plan(settings, str(where), folder))
+                    say(plan(settings, str(where), folder))
                 state = now
                 update(now.step, status.note(now))
                 if stop_requested() and now.step < now.steps:
@@ -135,7 +135,7 @@ def _no_empty_folder(folder: str) -> Iterator[None]:
             files.remove(folder)
 
 
-class _Status:
+class Speed:
     """What stands beside the progress bar."""
 
     def __init__(self, config: "TrainConfig") -> None:
@@ -159,7 +159,8 @@ class _Status:
         return ", ".join(parts)
 
 
-def _plan(config: "TrainConfig", device: str, out: str) -> str:
+def plan(config: "TrainConfig", device: str, out: str) -> str:
+    """What will be done, in two lines."""
     kind = {1: "monocular", 2: "multi-view"}[config.phase]
     synthetic = config.data.synthetic
     places = config.data.clips

@@ -63,15 +63,8 @@ def check_config(config: IngestConfig) -> None:
                 f"--identity-pattern {config.identity_pattern!r}: has no group; put what names the person into "
                 "parentheses, e.g. '^([^/]+)/'"
             )
-    if placed(config.source) == placed(config.output):
+    if files.absolute(config.source) == files.absolute(config.output):
         raise SpatialAvatarError(f"{config.output}: is the source, too; name another --output")
-
-
-def placed(location: str) -> str:
-    """A location that means the same from any working folder."""
-    if not files.is_local(location):
-        return location.rstrip("/")
-    return str(files.local_path(location).absolute()).rstrip("/") or "/"
 
 
 def claim_output(config: IngestConfig, settings: dict[str, Any]) -> None:
@@ -81,7 +74,7 @@ def claim_output(config: IngestConfig, settings: dict[str, Any]) -> None:
     settings.
     """
     location = files.join(config.output, SETTINGS_FILE)
-    wanted = {"format": FORMAT, "version": VERSION, "source": placed(config.source), "settings": settings}
+    wanted = {"format": FORMAT, "version": VERSION, "source": files.absolute(config.source), "settings": settings}
     if not files.exists(location):
         names = [name for name in files.list_folder(config.output) if not name.startswith(".")]
         # another ingest may have begun at this moment

@@ -59,16 +59,16 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(  # type: ignore[no-untyped
     run, config: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     stopped = tmp_path / "stopped"
-    note = command._Status.note
+    note = command.Speed.note
 
-    def interrupt(status: command._Status, state) -> str:  # type: ignore[no-untyped-def]
+    def interrupt(status: command.Speed, state) -> str:  # type: ignore[no-untyped-def]
         if state.step == 3:
             signal.raise_signal(number)
         return note(status, state)
 
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patch:
-        patch.setattr(command._Status, "note", interrupt)
+        patch.setattr(command.Speed, "note", interrupt)
         done = run("train", "--config", config, "--out", stopped, "--device", "cpu")
     assert done.code == 130
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
@@ -139,7 +139,7 @@ def test_advice_can_be_pasted_for_any_folder(config: Path) -> None:
     many = settings.model_copy(
         update={"data": settings.data.model_copy(update={"clips": tuple(f"clips/{i}" for i in range(90))})}
     )
-    assert "clips in clips/0, clips/1, clips/2 and 87 more\n" in command._plan(many, "cpu", "out")
+    assert "clips in clips/0, clips/1, clips/2 and 87 more\n" in command.plan(many, "cpu", "out")
 
 
 def test_model_summary_of_what_says_nothing_of_training(run, whole: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -1,0 +1,99 @@
+"""What the workers of a training take of a cluster, and whether it is there."""
+
+import math
+import os
+import time
+from dataclasses import dataclass
+
+import ray
+
+from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.training.config import TrainConfig
+
+SECONDS_BETWEEN_LOOKS = 1.0
+HUNDREDTH = 100  # Ray takes finer fractions, people do not
+
+
+@dataclass(frozen=True)
+class Places:
+    """Room for a training: its workers, and the CPUs beside them that prepare batches."""
+
+    workers: int
+    cpus: float  # of each worker
+    gpu: bool  # one for each worker
+    data_workers: int  # parts that are prepared at a time for each worker, one CPU each
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """Of one worker, as Ray counts them."""
+        return {"CPU": self.cpus} | ({"GPU": 1.0} if self.gpu else {})
+
+
+def local_cpus(workers: int) -> int:
+    """What a Ray of this machine alone should count: its CPUs, and at least two for each worker."""
+    return max(os.cpu_count() or 1, 2 * workers)
+
+
+def find_places(config: TrainConfig) -> Places:
+    """Room for the training on the cluster that this process is connected to; waits ``wait_seconds`` for it at most.
+
+    A cluster that grows is asked for what is missing. Raises SpatialAvatarError that says what is missing.
+    """
+    from ray.autoscaler.sdk import request_resources
+
+    until = time.monotonic() + config.distributed.wait_seconds
+    asked = False
+    while True:
+        places, missing = _look(config)
+        if places is not None:
+            break
+        if time.monotonic() >= until:
+            raise SpatialAvatarError(
+                f"{missing}; lower --workers (batches are shared out evenly), add machines, or wait longer for a "
+                f"cluster that grows: distributed.wait_seconds, now {config.distributed.wait_seconds:g}"
+            )
+        if not asked:
+            worker = _wanted(config, _total("CPU"), config.distributed.use_gpu or False)
+            request_resources(bundles=[worker] * config.distributed.workers)
+            asked = True
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    if asked:
+        request_resources(bundles=[])  # the training itself asks from now on
+    return places
+
+
+def _look(config: TrainConfig) -> tuple[Places | None, str]:
+    """The places, or what is missing."""
+    wanted, workers = config.distributed, config.distributed.workers
+    gpu = _total("GPU") > 0 if wanted.use_gpu is None else wanted.use_gpu
+    total = _total("CPU")
+    worker = _wanted(config, total, gpu)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = sum(min(int(node.get(name, 0) / need + 1e-9) for name, need in worker.items()) for node in nodes)
+    each = " and ".join(f"{need:g} {name}" for name, need in worker.items())
+    there = f"{len(nodes)} machine(s) with {total:g} CPU and {_total('GPU'):g} GPU"
+    if room < workers:
+        return None, f"{workers} worker(s) of {each} each were asked for; the cluster, {there}, has room for {room}"
+    left = int(total - workers * worker["CPU"] + 1e-9)
+    if left < workers:
+        return None, (
+            f"{workers} worker(s) of {each} each leave {left} CPU(s) of {there} to prepare batches, expected one for "
+            "each (distributed.cpus_per_worker may be a fraction)"
+        )
+    data = min(left, config.data.workers or left) // workers
+    return Places(workers, worker["CPU"], gpu, max(1, data)), ""
+
+
+def _wanted(config: TrainConfig, total_cpus: float, gpu: bool) -> dict[str, float]:
+    """Resources of a worker."""
+    wanted = config.distributed
+    cpus = wanted.cpus_per_worker
+    if cpus is None:
+        share = total_cpus / wanted.workers
+        # on CPUs, training and preparing take about as long; each worker leaves a whole one
+        cpus = 1.0 if gpu else max(math.floor(HUNDREDTH * min(share / 2, share - 1)) / HUNDREDTH, 1 / HUNDREDTH)
+    return {"CPU": cpus} | ({"GPU": 1.0} if gpu else {})
+
+
+def _total(name: str) -> float:
+    return float(ray.cluster_resources().get(name, 0))

@@ -1,0 +1,104 @@
+"""What the driver of a training and its first worker tell each other: progress and messages, and the wish to stop."""
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.train import UserCallback
+
+from spatialavatar.training.loop import Progress, StopTraining
+
+SECONDS_BETWEEN_UPDATES = 0.5
+LINE = 300  # characters of an exception that a person can use
+
+
+@dataclass
+class Status:
+    """As the driver sees it."""
+
+    progress: Progress | None = None
+    messages: list[str] = field(default_factory=list)  # since it was last looked at
+
+
+class _Board:
+    """An actor that takes no CPU."""
+
+    def __init__(self) -> None:
+        self._status = Status()
+        self._stop = False
+
+    def update(self, progress: Progress | None, messages: list[str]) -> bool:
+        """By the worker; tells it whether to stop."""
+        self._status.progress = progress or self._status.progress
+        self._status.messages += messages
+        return self._stop
+
+    def read(self) -> Status:
+        """By the driver; messages are read once."""
+        status, self._status = self._status, Status(self._status.progress)
+        return status
+
+    def stop(self) -> None:
+        self._stop = True
+
+
+def status_board() -> Any:
+    """On the driver's own machine, so that it ends with the driver alone."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(_Board).options(num_cpus=0, scheduling_strategy=here, max_concurrency=4).remote()
+
+
+class Losses(UserCallback):
+    """Tells the driver, from Ray Train's controller, that workers were lost."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        lost = ", ".join(str(rank) for rank in sorted(worker_exceptions))
+        reason = first_line(next(iter(worker_exceptions.values()), None))
+        message = f"worker {lost} was lost ({reason}); all start again from the newest checkpoint"
+        self._board.update.remote(None, [message])
+
+
+class Reporter(logging.Handler):
+    """An observer of the first worker's run: to the status board now and then, and the library's warnings, too.
+
+    Raises StopTraining when the driver wants that.
+    """
+
+    def __init__(self, board: Any) -> None:
+        super().__init__(logging.WARNING)
+        self._board = board
+        self._messages: list[str] = []
+        self._answer: Any = None
+        self._told = 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._messages.append(record.getMessage())
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - self._told < SECONDS_BETWEEN_UPDATES and progress.step < progress.steps:
+            return
+        if self._answer is not None:
+            ready, _ = ray.wait([self._answer], timeout=0)
+            if ready and ray.get(ready[0]):
+                self.flush_to(progress)
+                raise StopTraining
+        self.flush_to(progress)
+
+    def flush_to(self, progress: Progress | None) -> None:
+        self._told = time.monotonic()
+        messages, self._messages = self._messages, []
+        self._answer = self._board.update.remote(progress, messages)
+
+
+def first_line(error: BaseException | None) -> str:
+    """What an exception of Ray says, without the pages around it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:LINE]

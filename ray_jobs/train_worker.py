@@ -1,0 +1,103 @@
+"""What each training worker does: the library's run on this worker's share of every batch."""
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ray_jobs.deepspeed_engine import DeepSpeedEngine
+from ray_jobs.train_status import Reporter
+from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.training.config import TrainConfig
+from spatialavatar.training.group import Distributed
+from spatialavatar.training.loop import Progress, StopTraining
+from spatialavatar.training.run import train
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended, other than by the loss of a worker, which is an exception."""
+
+    step: int
+    checkpoint: str | None = None  # of its last step
+    stopped: bool = False  # as asked, with a checkpoint
+    error: str | None = None  # what the user can put right: trying again would not help
+
+
+def work(settings: dict[str, Any]) -> Outcome:
+    """Ray Train's function; ``settings``: config (JSON of TrainConfig), out, gpu, data_workers, board, report."""
+    import ray.train
+    import ray.train.torch
+
+    from ray_jobs.stream import ray_batches
+
+    config = TrainConfig.model_validate_json(settings["config"])
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device() if settings["gpu"] else torch.device("cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    group = Distributed(device)
+    reporter = Reporter(settings["board"]) if group.share.rank == 0 else None
+    gauges = _Gauges(settings["out"]) if reporter else None
+    library = logging.getLogger("spatialavatar")
+    if reporter:
+        library.addHandler(reporter)
+    step = 0
+    told: dict[str, Any] = {}
+
+    def observe(progress: Progress) -> None:
+        nonlocal step, told
+        step = progress.step
+        if progress.latest is not told:
+            told = progress.latest
+            if gauges:
+                gauges.set(_flat(told))
+            # waits for Ray Train's controller, which looks every other second: not for every line
+            if settings["report"] and (step % config.sheet_every == 0 or step == config.steps):
+                ray.train.report({"step": step, **_flat(told)})
+        if reporter:
+            reporter(progress)
+
+    try:
+        saved = train(
+            config,
+            settings["out"],
+            device=device,
+            resume=True,
+            observe=observe,
+            group=group,
+            make_engine=DeepSpeedEngine,
+            stream=lambda head, first: ray_batches(head, config, first, group.share, workers=settings["data_workers"]),
+        )
+        return Outcome(step, saved)
+    except StopTraining:
+        return Outcome(step, stopped=True)
+    except (SpatialAvatarError, OSError) as e:
+        return Outcome(step, error=str(e))
+    finally:
+        if reporter:
+            library.removeHandler(reporter)
+            reporter.flush_to(None)
+
+
+def _flat(line: dict[str, Any]) -> dict[str, float]:
+    """A line of the log with its performance beside the rest."""
+    return {name: value for name, value in line.items() if name != "performance"} | line.get("performance", {})
+
+
+class _Gauges:
+    """The run's numbers as metrics of Ray, for Prometheus: ``ray_spatialavatar_train_<name>``, by run."""
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._gauges: dict[str, Any] = {}
+
+    def set(self, values: dict[str, float]) -> None:
+        from ray.util.metrics import Gauge
+
+        for name, value in values.items():
+            if name not in self._gauges:
+                self._gauges[name] = Gauge(f"spatialavatar_train_{name}", f"{name} of a training", tag_keys=("run",))
+            self._gauges[name].set(value, tags={"run": self._run})

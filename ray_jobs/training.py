@@ -1,0 +1,138 @@
+"""A training on Ray: checks, workers, restarts. ``ray_jobs.train`` runs one, ``ray_jobs.tune`` many.
+
+Ray Train starts the workers, finds the lost ones and starts all of them again; the library's run goes on from its own
+newest checkpoint, whoever wrote it. A training whose workers are lost again and again is given up only when no
+checkpoint came in between.
+"""
+
+import hashlib
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray_jobs.resources import Places
+from ray_jobs.train_status import Losses, first_line
+from ray_jobs.train_worker import Outcome, work
+from spatialavatar import files
+from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.generator.checkpoint import CHECKPOINTS, step_folders
+from spatialavatar.losses.lpips_weights import require_alexnet_features
+from spatialavatar.training.config import DataConfig, TrainConfig
+from spatialavatar.training.pool import open_pool
+from spatialavatar.training.run import claim_run
+from spatialavatar.training.setup import find_parent, training_head
+from spatialavatar.training.stream import Share
+
+if TYPE_CHECKING:
+    from ray.train import UserCallback
+
+ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # of the workers
+
+
+def absolute(config: TrainConfig) -> TrainConfig:
+    """The configuration with locations that mean the same to a worker, whose working folder is another one."""
+
+    def of_data(data: DataConfig | None) -> DataConfig | None:
+        if data is None:
+            return None
+        shards = data.shards and data.shards.model_copy(update={"url": files.absolute(data.shards.url)})
+        clips = tuple(files.absolute(clip) for clip in data.clips)
+        return data.model_copy(update={"shards": shards, "clips": clips})
+
+    changes: dict[str, Any] = {"data": of_data(config.data), "held_out": of_data(config.held_out)}
+    for name in ("head", "phase1_checkpoint"):
+        location = getattr(config, name)
+        changes[name] = None if location is None else files.absolute(location)
+    encoder = config.generator.encoder
+    if encoder.weights not in ("hub", "random"):
+        encoder = encoder.model_copy(update={"weights": files.absolute(encoder.weights)})
+        changes["generator"] = config.generator.model_copy(update={"encoder": encoder})
+    return config.model_copy(update=changes)
+
+
+def check(config: TrainConfig, out: str, force: bool) -> None:
+    """What is wrong with the input, before any worker starts. Raises SpatialAvatarError."""
+    Share(0, config.distributed.workers).rows(config.batch_size)
+    claim_run(out, resume=not force, force=force, parent=config.phase1_checkpoint)
+    head = training_head(config)
+    parent = find_parent(config)
+    if parent is not None:
+        where, facts = parent
+        facts.head.require(head, where)
+    for data in (config.data, config.held_out):
+        if data is not None:
+            open_pool(data, head, config.phase)
+    if config.loss.lambda_lp > 0:
+        require_alexnet_features(None)
+
+
+def fit(config: TrainConfig, out: str, places: Places, board: Any, callbacks: "Sequence[UserCallback]" = ()) -> Outcome:
+    """Train, or go on with the run in ``out``, until it ends, stops as asked, or cannot go on.
+
+    ``callbacks`` hear of the log's newest line whenever held-out people are looked at (``sheet_every``).
+
+    Raises SpatialAvatarError when workers are lost too often.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    while True:
+        before = newest_step(out)
+        trainer = TorchTrainer(
+            work,  # type: ignore[arg-type]  # Ray declares version 1, and runs version 2
+            train_loop_config={
+                "config": config.model_dump_json(),
+                "out": out,
+                "gpu": places.gpu,
+                "data_workers": places.data_workers,
+                "board": board,
+                "report": bool(callbacks),
+            },
+            scaling_config=ScalingConfig(
+                num_workers=places.workers, use_gpu=places.gpu, resources_per_worker=places.resources
+            ),
+            run_config=RunConfig(  # type: ignore[call-arg]
+                name=f"{Path(out).name}-{hashlib.sha256(out.encode()).hexdigest()[:8]}",
+                storage_path=str(Path(tempfile.gettempdir()) / "spatialavatar-ray"),  # Ray's own notes; nothing of ours
+                failure_config=FailureConfig(max_failures=config.distributed.max_failures),
+                worker_runtime_env={"env_vars": ENVIRONMENT},
+                callbacks=[Losses(board), *callbacks],  # type: ignore[arg-type]
+            ),
+            torch_config=TorchConfig(backend="nccl" if places.gpu else "gloo"),
+        )
+        try:
+            outcome: Outcome = trainer.fit().return_value  # type: ignore[attr-defined]
+            return outcome
+        except Exception as e:  # Ray's own, of several bases
+            if newest_step(out) > before:
+                continue
+            reasons = getattr(e, "worker_failures", None) or {0: e}
+            rank, reason = next(iter(reasons.items()))
+            raise SpatialAvatarError(
+                f"{out}: the workers ended {config.distributed.max_failures + 1} time(s) without a new checkpoint, the "
+                f"last time worker {rank}: {first_line(reason)}; Ray's dashboard has their logs, and the same command "
+                "goes on"
+            ) from e
+
+
+def fit_in_thread(*arguments: Any) -> tuple[threading.Thread, list[Any]]:
+    """``fit`` beside the main thread, which is then free for signals; its outcome or exception is in the list."""
+    ended: list[Any] = []
+
+    def run() -> None:
+        try:
+            ended.append(fit(*arguments))
+        except BaseException as e:
+            ended.append(e)
+
+    thread = threading.Thread(target=run, name="training", daemon=True)
+    thread.start()
+    return thread, ended
+
+
+def newest_step(out: str) -> int:
+    """Of a run's checkpoint folders; 0 without any. One request to a store."""
+    steps = step_folders(out) if files.is_folder(files.join(out, CHECKPOINTS)) else []
+    return max((int(step.rpartition("-")[2]) for step in steps), default=0)
