@@ -98,7 +98,7 @@ def fit(config: TrainConfig, out: str, places: Places, board: Any, callbacks: "S
                 storage_path=str(Path(tempfile.gettempdir()) / "spatialavatar-ray"),  # Ray's own notes; nothing of ours
                 failure_config=FailureConfig(max_failures=config.distributed.max_failures),
                 worker_runtime_env={"env_vars": ENVIRONMENT},
-                callbacks=[Losses(board), *callbacks],  # type: ignore[arg-type]
+                callbacks=[Losses(board), *callbacks],  # type: ignore[list-item]
             ),
             torch_config=TorchConfig(backend="nccl" if places.gpu else "gloo"),
         )
