@@ -18,6 +18,8 @@ from spatialavatar.avatar import AvatarRenderer
 from spatialavatar.clip import FrameIndex, TrackedClip
 from spatialavatar.clip.tracked_clip import Split
 from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.evaluation.estimators import METRICS as FACE_METRICS
+from spatialavatar.evaluation.estimators import Estimators
 from spatialavatar.evaluation.metrics import mse, psnr, ssim
 from spatialavatar.losses.perceptual import LPIPS_LEAST_SIZE, Lpips
 from spatialavatar.losses.photometric import composite, composite_rendering
@@ -72,14 +74,15 @@ def evaluate(
     resolution: int,
     background: Float[Tensor, " 3"],
     lpips: Lpips | None,
+    estimators: Estimators | None = None,
     limit: int | None = None,
     observe: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """The metrics report, plain JSON: means, the worst frame, and every frame.
 
     ``limit`` takes that many frames, evenly spread over the split. LPIPS is null without weights, or on pictures too
-    small for it. Raises SpatialAvatarError when the split holds no
-    frames or the clip was tracked with another head.
+    small for it. With ``estimators`` the report has their metrics, too, null where they find no face. Raises
+    SpatialAvatarError when the split holds no frames or the clip was tracked with another head.
     """
     clip.require_head(renderer.head)
     frames = clip.split(split)
@@ -99,6 +102,9 @@ def evaluate(
         row: dict[str, Any] = {"instant": c.index.instant, "camera": c.index.camera}
         row |= {name: float(value) for name, value in values.items()}
         row["lpips"] = None if lpips is None else float(lpips(a, b))
+        if estimators is not None:
+            compared = {name: math.nan if v is None else float(v) for name, v in estimators.compare(a, b).items()}
+            row |= {name: value if math.isfinite(value) else None for name, value in compared.items()}
         per_frame.append(row)
         seconds.append(c.seconds)
         aspect_ratios.append(c.aspect_ratio)
@@ -114,7 +120,7 @@ def evaluate(
         "frames": len(frames),
         "resolution": resolution,
         "background": [round(float(x), 4) for x in background],
-        **{name: _mean(row[name] for row in per_frame) for name in METRICS},
+        **{name: _mean(row[name] for row in per_frame) for name in (*METRICS, *FACE_METRICS) if name in per_frame[0]},
         "max_aspect_ratio": max(aspect_ratios),
         "iterations": trained.get("iterations"),
         "seconds": trained.get("seconds"),

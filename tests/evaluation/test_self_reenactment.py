@@ -9,6 +9,7 @@ import torch
 from spatialavatar.avatar import AvatarRenderer
 from spatialavatar.clip import TrackedClip
 from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.evaluation.estimators import Estimators
 from spatialavatar.evaluation.self_reenactment import compare, evaluate, spread
 from tests.avatar.test_avatar import avatar
 from tests.builders.clips import tiny_clip, tiny_head
@@ -78,3 +79,13 @@ def test_split_without_frames_says_what_there_is(tmp_path: Path) -> None:
     clip = tiny_clip(tmp_path / "c", instants=2)
     with pytest.raises(SpatialAvatarError, match=r"no frames in split 'test' \(test_from None.*--split"):
         evaluate(renderer(), clip, "test", resolution=32, background=torch.ones(3), lpips=None)
+
+
+def test_estimators_add_their_metrics(clip: TrackedClip) -> None:
+    def half(pictures: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([[3.0, 4.0]]) if float(pictures.mean()) > 0 else torch.tensor([[torch.nan, 0.0]])
+
+    options = {"resolution": 40, "background": torch.ones(3), "lpips": None}
+    report = evaluate(renderer(), clip, "test", estimators=Estimators(identity=half), **options)  # type: ignore[arg-type]
+    assert report["csim"] == pytest.approx(1.0) and report["aed"] is None and len(report["per_frame"][0]) == 10
+    assert "csim" not in evaluate(renderer(), clip, "test", **options)  # type: ignore[arg-type]
