@@ -73,7 +73,7 @@ def test_estimators_see_pictures(pool: FolderPool, generator: Generator) -> None
     rows = measure_pool(
         generator, pool, sources=(1,), targets=2, resolution=32, estimators=Estimators(identity=identity)
     )
-    assert all(p.shape[1:] == (32, 32, 3) and 0 <= float(p.min()) and float(p.max()) <= 1 for p in seen)
+    assert all(p.shape[1:] == (32, 32, 3) and float(p.min()) >= 0 and float(p.max()) <= 1 for p in seen)
     csim = [row["csim"] for row in rows]
     assert all(0.5 < value <= 1 for value in csim[:4]) and csim[4:] == [None, None], csim
     assert summary(rows)["overall"]["csim"] == pytest.approx(sum(csim[:4]) / 4)
