@@ -238,7 +238,7 @@ def test_mistakes_are_one_line_before_ray_starts(
 ) -> None:
     never_on_ray(monkeypatch)
     given = {name: None if value is None else value.format(made=made) for name, value in changes.items()}
-    assert command(monkeypatch, *options_for(made, tmp_path / "out", **given)) == 2
+    assert command(monkeypatch, *options_for(made, **{"out": tmp_path / "out", **given})) == 2
     assert expected.format(made=made) in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
 
