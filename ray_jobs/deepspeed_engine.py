@@ -13,16 +13,21 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.generator.encoder import as_array
 from spatialavatar.training.batch import Batch
 from spatialavatar.training.config import TrainConfig
+from spatialavatar.training.engine import (
+    COUNTER,
+    moments_by_parameter,
+    optimizer_state,
+    restore_optimizer_state,
+)
 from spatialavatar.training.optimization import build_optimizer
 from spatialavatar.training.step import Objective, TrainingModule
-
-COUNTER = "step"  # Adam's, one number for each parameter; ZeRO has one for each group
 
 
 class DeepSpeedEngine:
@@ -54,7 +59,7 @@ class DeepSpeedEngine:
         objective: Objective = self._engine(batch)
         return objective
 
-    def update(self, loss: torch.Tensor) -> float:
+    def update(self, loss: Tensor) -> float:
         self._engine.backward(loss)
         if self._zero is None:
             norm = float(clip_grad_norm_(self._trained.values(), self._clip_norm))
@@ -68,52 +73,40 @@ class DeepSpeedEngine:
 
     def moments(self) -> dict[str, np.ndarray]:
         if self._zero is None:
-            return {
-                f"{name}/{slot}": as_array(torch.as_tensor(value))
-                for name, parameter in self._trained.items()
-                for slot, value in self.optimizer.state.get(parameter, {}).items()
-            }
+            return optimizer_state(self._trained, self.optimizer)
         from deepspeed.utils import safe_get_full_optimizer_state
 
         self._link()
         keep = dist.get_rank() == 0
         found: dict[str, np.ndarray] = {}
         for part, members in self._parts():
+            state = self.optimizer.state[part]
             for name, parameter in members.items():
-                for slot, value in self.optimizer.state[part].items():
-                    whole = value if slot == COUNTER else safe_get_full_optimizer_state(parameter, slot)
+                for slot in sorted(state):  # in one order in all workers, who put the array together
+                    whole = state[slot] if slot == COUNTER else safe_get_full_optimizer_state(parameter, slot)
                     if keep:
                         found[f"{name}/{slot}"] = as_array(whole)
         return found
 
     def restore(self, moments: dict[str, np.ndarray]) -> None:
-        slots: dict[str, dict[str, torch.Tensor]] = {}
-        for key, array in moments.items():
-            name, _, slot = key.rpartition("/")
-            slots.setdefault(name, {})[slot] = torch.from_numpy(array)
         if self._zero is None:
-            for name, state in slots.items():
-                parameter = self._trained[name]
-                # Adam keeps its step counter on the CPU
-                self.optimizer.state[parameter] = {
-                    slot: value if value.ndim == 0 else value.to(parameter.device) for slot, value in state.items()
-                }
-            return
+            return restore_optimizer_state(self._trained, self.optimizer, moments)
         from deepspeed.utils import safe_set_full_optimizer_state
 
+        slots = moments_by_parameter(moments)
         for part, members in self._parts():
-            of_any = slots[next(iter(members))]
+            of_any: dict[str, Tensor] = next((slots[name] for name in members if name in slots), {})
             self.optimizer.state[part] = {
                 slot: value if slot == COUNTER else torch.zeros_like(part) for slot, value in of_any.items()
             }
         self._link()
         for name, state in slots.items():
+            parameter = self._trained[name]
             for slot, value in state.items():
                 if slot != COUNTER:
-                    parameter = self._trained[name]
                     safe_set_full_optimizer_state(parameter, value.to(parameter.device), slot)
 
-    def _parts(self) -> Iterator[tuple[torch.Tensor, dict[str, torch.nn.Parameter]]]:
+    def _parts(self) -> Iterator[tuple[Tensor, dict[str, torch.nn.Parameter]]]:
         """Of each parameter group: this worker's flat part of its weights, and the whole parameters by name."""
         names = {parameter: name for name, parameter in self._trained.items()}
         for part, members in zip(self._zero.single_partition_of_fp32_groups, self._zero.bit16_groups, strict=True):

@@ -6,6 +6,7 @@ checkpoint came in between.
 """
 
 import hashlib
+import os
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from ray_jobs.train_worker import Outcome, work
 from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.generator.checkpoint import CHECKPOINTS, step_folders
-from spatialavatar.losses.lpips_weights import require_alexnet_features
+from spatialavatar.losses.lpips_weights import WEIGHTS_VARIABLE, require_alexnet_features
 from spatialavatar.training.config import DataConfig, TrainConfig
 from spatialavatar.training.pool import open_pool
 from spatialavatar.training.run import claim_run
@@ -78,6 +79,9 @@ def fit(config: TrainConfig, out: str, places: Places, board: Any, callbacks: "S
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    environment = dict(ENVIRONMENT)
+    if weights := os.environ.get(WEIGHTS_VARIABLE):
+        environment[WEIGHTS_VARIABLE] = files.absolute(weights)
     while True:
         before = newest_step(out)
         trainer = TorchTrainer(
@@ -97,7 +101,7 @@ def fit(config: TrainConfig, out: str, places: Places, board: Any, callbacks: "S
                 name=f"{Path(out).name}-{hashlib.sha256(out.encode()).hexdigest()[:8]}",
                 storage_path=str(Path(tempfile.gettempdir()) / "spatialavatar-ray"),  # Ray's own notes; nothing of ours
                 failure_config=FailureConfig(max_failures=config.distributed.max_failures),
-                worker_runtime_env={"env_vars": ENVIRONMENT},
+                worker_runtime_env={"env_vars": environment},
                 callbacks=[Losses(board), *callbacks],  # type: ignore[list-item]
             ),
             torch_config=TorchConfig(backend="nccl" if places.gpu else "gloo"),

@@ -3,11 +3,13 @@
 ``PlainEngine`` is plain PyTorch in one process. ``ray_jobs/deepspeed_engine.py`` has DeepSpeed's, for many.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
@@ -68,17 +70,41 @@ class PlainEngine:
         return float(norm)
 
     def moments(self) -> dict[str, np.ndarray]:
-        return {
-            f"{name}/{slot}": as_array(torch.as_tensor(value))
-            for name, parameter in self.module.generator.named_parameters()
-            for slot, value in self.optimizer.state.get(parameter, {}).items()
-        }
+        return optimizer_state(dict(self.module.generator.named_parameters()), self.optimizer)
 
     def restore(self, moments: dict[str, np.ndarray]) -> None:
-        parameters = dict(self.module.generator.named_parameters())
-        for key, array in moments.items():
-            name, _, slot = key.rpartition("/")
-            parameter = parameters[name]
-            value = torch.from_numpy(array)
-            # Adam keeps its step counter on the CPU
-            self.optimizer.state[parameter][slot] = value if value.ndim == 0 else value.to(parameter.device)
+        restore_optimizer_state(dict(self.module.generator.named_parameters()), self.optimizer, moments)
+
+
+COUNTER = "step"  # Adam's slot with the number of its steps: the one that is no array of the parameter's shape
+
+
+def optimizer_state(parameters: Mapping[str, Parameter], optimizer: Optimizer) -> dict[str, np.ndarray]:
+    """The state of an optimizer that holds these very parameters, as ``Engine.moments``."""
+    return {
+        f"{name}/{slot}": as_array(torch.as_tensor(value))
+        for name, parameter in parameters.items()
+        for slot, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def restore_optimizer_state(
+    parameters: Mapping[str, Parameter], optimizer: Optimizer, moments: Mapping[str, np.ndarray]
+) -> None:
+    """The inverse of ``optimizer_state``."""
+    for name, slots in moments_by_parameter(moments).items():
+        parameter = parameters[name]
+        # Adam keeps its counter on the CPU
+        optimizer.state[parameter] = {
+            slot: value if slot == COUNTER else value.to(parameter.device) for slot, value in slots.items()
+        }
+
+
+def moments_by_parameter(moments: Mapping[str, np.ndarray]) -> dict[str, dict[str, Tensor]]:
+    """``Engine.moments`` as tensors, by parameter and slot."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, array in moments.items():
+        name, _, slot = key.rpartition("/")
+        value = torch.from_numpy(array)
+        found.setdefault(name, {})[slot] = value.reshape(()) if slot == COUNTER else value  # files hold no scalars
+    return found

@@ -23,17 +23,12 @@ from spatialavatar.losses.lpips_weights import (
     read_alexnet_features,
 )
 from spatialavatar.losses.perceptual import Lpips
+from tests.builders.lpips import random_alexnet
 
 
 @pytest.fixture(scope="module")
 def random_features() -> dict[str, Tensor]:
-    g = torch.Generator().manual_seed(0)
-    features = {}
-    for index, shape in CONVOLUTIONS.items():
-        fan_in = shape[1] * shape[2] * shape[3]
-        features[f"features.{index}.weight"] = torch.randn(shape, generator=g) * (2 / fan_in) ** 0.5
-        features[f"features.{index}.bias"] = torch.randn(shape[0], generator=g) * 0.1
-    return features
+    return random_alexnet()
 
 
 @pytest.fixture(scope="module")
