@@ -1,11 +1,13 @@
-"""What the entry points share towards the user: errors as one line, exit codes, signals."""
+"""What the entry points share towards the user: errors as one line, exit codes, signals, where output goes."""
 
 import os
 import signal
+from pathlib import Path
 from types import FrameType
 
 import typer
 
+from spatialavatar import files
 from spatialavatar.cli.console import fail
 from spatialavatar.errors import SpatialAvatarError
 
@@ -36,3 +38,25 @@ def stop_on_term() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+
+
+def output_folder(given: str | None, default: str) -> str:
+    """Where the run goes. A submitted job's own folder is a copy that goes away: its default lies in the home folder.
+
+    Raises SpatialAvatarError for a relative folder of a submitted job.
+    """
+    if not in_submitted_job():
+        return files.absolute(given or default)
+    if given is None:
+        return str(Path.home() / default)
+    if files.is_local(given) and not Path(files.local_path(given)).is_absolute():
+        raise SpatialAvatarError(
+            f"--out {given}: a submitted job works in a copy of the repository that goes away; give a URL or an "
+            "absolute path"
+        )
+    return files.absolute(given)
+
+
+def in_submitted_job() -> bool:
+    """Whether 'ray job submit' started this program, with a copy of the working folder."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "_ray_pkg_" in os.getcwd()

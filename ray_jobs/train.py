@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ray_jobs.command import run
+from ray_jobs.command import output_folder, run
 
 if TYPE_CHECKING:
     from ray_jobs.resources import Places
@@ -70,7 +70,7 @@ def train(
     overrides += [] if steps is None else [f"steps={steps}"]
     overrides += [] if workers is None else [f"distributed.workers={workers}"]
     settings = load_config(TrainConfig, config, overrides)
-    folder = _folder(out, default_folder(config))
+    folder = output_folder(out, default_folder(config))
     _train(settings, folder, force, address)
 
 
@@ -147,33 +147,6 @@ def _described(settings: "TrainConfig", places: "Places") -> str:
         f"{places.workers} {kind} worker(s) (ZeRO {settings.distributed.zero_stage}), {each} samples each, "
         f"{places.data_workers * places.workers} CPU(s) preparing batches,"
     )
-
-
-def _folder(given: str | None, default: str) -> str:
-    """Where the run goes. A submitted job's own folder is a copy that goes away: its default lies in the home folder.
-
-    Raises SpatialAvatarError for a relative folder of a submitted job.
-    """
-    from pathlib import Path
-
-    from spatialavatar import files
-    from spatialavatar.errors import SpatialAvatarError
-
-    if not in_submitted_job():
-        return files.absolute(given or default)
-    if given is None:
-        return str(Path.home() / default)
-    if files.is_local(given) and not Path(files.local_path(given)).is_absolute():
-        raise SpatialAvatarError(
-            f"--out {given}: a submitted job works in a copy of the repository that goes away; give a URL or an "
-            "absolute path"
-        )
-    return files.absolute(given)
-
-
-def in_submitted_job() -> bool:
-    """Whether 'ray job submit' started this program, with a copy of the working folder."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "_ray_pkg_" in os.getcwd()
 
 
 if __name__ == "__main__":
