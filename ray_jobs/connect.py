@@ -39,6 +39,8 @@ def connect(address: str | None = None, cpus: int | None = None) -> None:
     except (ConnectionError, RuntimeError, ValueError) as e:
         reason = " ".join(str(e).split())[:300]
         raise SpatialAvatarError(f"{wanted}: no Ray cluster to join there ({reason})") from None
+    # The jobs say in their own words who was lost; Ray would print a paragraph each time, and has no option against it
+    ray._private.worker._worker_logs_enabled = False
 
 
 def _require_answer(address: str) -> None:

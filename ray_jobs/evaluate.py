@@ -198,10 +198,8 @@ def on_ray(
     import ray
     from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
-    from ray_jobs.ingest import _say_nothing_of_crashes
     from spatialavatar.errors import SpatialAvatarError
 
-    _say_nothing_of_crashes()
     gpus = ray.cluster_resources().get("GPU", 0) >= 1
     task = ray.remote(_measure).options(
         num_cpus=1, num_gpus=1 if gpus else 0, max_retries=0, scheduling_strategy="SPREAD", name="evaluate"

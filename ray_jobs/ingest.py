@@ -164,7 +164,6 @@ def ingest(
     count = Count(work)
     if work.groups:
         connect(address, workers)
-        _say_nothing_of_crashes()
         stop_on_term()
         began = time.monotonic()
         with progress("ingesting", count.total) as update:
@@ -277,14 +276,6 @@ def _convert(
         return e
     finally:
         faulthandler.cancel_dump_traceback_later()
-
-
-def _say_nothing_of_crashes() -> None:
-    """A source that ends its process ends up in rejected.jsonl; Ray would print a paragraph each time, and has no
-    option that stops it."""
-    import ray
-
-    ray._private.worker._worker_logs_enabled = False
 
 
 def _nodes() -> set[str]:

@@ -59,9 +59,10 @@ class Losses(UserCallback):
         self._board = board
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        lost = ", ".join(str(rank) for rank in sorted(worker_exceptions))
+        ranks = sorted(worker_exceptions)
+        lost = f"worker {ranks[0]} was" if len(ranks) == 1 else f"workers {', '.join(map(str, ranks))} were"
         reason = first_line(next(iter(worker_exceptions.values()), None))
-        message = f"worker {lost} was lost ({reason}); all start again from the newest checkpoint"
+        message = f"{lost} lost ({reason}); all start again from the newest checkpoint"
         self._board.update.remote(None, [message])
 
 

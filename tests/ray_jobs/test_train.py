@@ -1,0 +1,271 @@
+"""Trainings on Ray: the same as in one process, through whatever happens to workers, driver, machines and stores."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from spatialavatar.generator.checkpoint import complete_checkpoints
+from spatialavatar.training.config import TrainConfig
+from spatialavatar.training.run import train
+from tests.builders.store import EVERY, Fault
+from tests.builders.train_jobs import (
+    ROOT,
+    assert_same_curve,
+    checkpoint_of,
+    curve,
+    ended,
+    job,
+    kill,
+    training_workers,
+    wait_for,
+    write_config,
+)
+from tests.builders.training import training_folder, training_in
+
+if TYPE_CHECKING:
+    from tests.builders.store import FaultyStore
+
+pytest.importorskip("ray", reason="ray is not installed")
+pytest.importorskip("deepspeed", reason="deepspeed is not installed")
+STEPS = 30
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return training_folder(tmp_path_factory.mktemp("jobs"))
+
+
+def settings(folder: Path, **changes: Any) -> TrainConfig:
+    values = {"batch_size": 4, "steps": STEPS, "log_every": 1, "checkpoint_every": 5, "keep_checkpoints": 3}
+    return training_in(folder, **{**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def config(folder: Path) -> Path:
+    return write_config(folder / "train.yaml", settings(folder))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path) -> str:
+    """The same training in one process, without Ray."""
+    train(settings(folder), folder / "undisturbed")
+    return str(folder / "undisturbed")
+
+
+def test_two_workers_to_a_store_lose_one_and_end_as_one_process(
+    ray_cluster: str, s3_bucket: str, config: Path, undisturbed: str
+) -> None:
+    out = f"{s3_bucket}/run"
+    with job(config, out, ray_cluster, "--workers", "2", "--set", "distributed.zero_stage=2") as process:
+        wait_for(lambda: checkpoint_of(out, 5), process)
+        workers = training_workers()
+        assert len(workers) == 2
+        kill(workers[0])
+        code, printed = ended(process)
+    assert code == 0, printed
+    assert "start again from the newest checkpoint" in printed
+    assert f"{out}: {STEPS} steps, checkpoint {out}/checkpoints/step-000000{STEPS}" in printed
+    assert_same_curve(out, undisturbed)
+    lines = [line for line in printed.splitlines() if line]
+    assert len(lines) < 60 and not any("Traceback" in line for line in lines), printed
+    performance = curve(out)[STEPS]["performance"]
+    assert performance.keys() >= {"step_seconds", "data_seconds", "samples_per_second", "memory_gib"}  # type: ignore
+
+
+BAD_INPUT = {
+    "unknown key": (["--set", "loss.lambda_spp=1"], "unknown key loss.lambda_spp; did you mean loss.lambda_sp?"),
+    "no shards": (["--set", "data.clips=[]", "--set", "data.shards=/nowhere/shards"], "/nowhere/shards"),
+    "no rows": (["--workers", "3"], "batch_size 4 cannot be shared evenly by 3 workers"),
+    "no workers": (
+        ["--workers", "4", "--set", "distributed.use_gpu=true", "--set", "distributed.wait_seconds=1"],
+        "4 worker(s) of 1 CPU and 1 GPU each were asked for; the cluster, 1 machine(s) with 4 CPU and 0 GPU, has room "
+        "for 0",
+    ),
+    "no phase 1": (["--set", "phase=2"], "phase 2 goes on from a Phase-1 run"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_line(
+    ray_cluster: str, folder: Path, config: Path, case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ray_jobs import command
+    from ray_jobs.train import app
+
+    options, message = BAD_INPUT[case]
+    out = str(folder / "bad")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as e:
+        patch.setattr(sys, "argv", ["train", "--config", str(config), "--out", out, *options])
+        command.run(app, "ray_jobs.train")
+    assert e.value.code == 2
+    line = capsys.readouterr().err.strip()
+    assert message in line and line.startswith("error: ") and "\n" not in line
+    assert not Path(out).exists() or not list(Path(out).iterdir())
+
+
+def test_another_head_and_architecture_are_refused(folder: Path) -> None:
+    from ray_jobs.training import check
+    from spatialavatar.errors import SpatialAvatarError
+
+    train(settings(folder, steps=1, checkpoint_every=1), folder / "parent")
+    changes = {"phase": 2, "phase1_checkpoint": str(folder / "parent")}
+    with pytest.raises(SpatialAvatarError, match="head"):
+        check(settings(folder, **changes).model_copy(update={"head": None}), str(folder / "two"), False)
+    generator = settings(folder).generator.model_copy(update={"uv_resolution": 16})
+    with pytest.raises(SpatialAvatarError, match=r"another architecture .*uv_resolution: 32 there, 16 here"):
+        check(settings(folder, **changes, generator=generator.model_dump()), str(folder / "two"), False)
+
+
+@pytest.mark.slow
+def test_all_workers_killed(ray_cluster: str, folder: Path, config: Path, undisturbed: str) -> None:
+    out = str(folder / "all-killed")
+    with job(config, out, ray_cluster, "--workers", "2") as process:
+        wait_for(lambda: checkpoint_of(out, 5), process)
+        for worker in training_workers():
+            kill(worker)
+        code, printed = ended(process)
+    assert code == 0, printed
+    assert_same_curve(out, undisturbed)
+
+
+@pytest.mark.slow
+def test_driver_killed_and_submitted_again_with_other_numbers_of_workers(
+    ray_cluster: str, folder: Path, config: Path, undisturbed: str
+) -> None:
+    """Two workers, then one, then four with ZeRO 1."""
+    out = str(folder / "driver-killed")
+    for workers, until in (("2", 5), ("1", 15)):
+        with job(config, out, ray_cluster, "--workers", workers) as process:
+            wait_for(lambda until=until: checkpoint_of(out, until), process)
+            process.kill()
+        for worker in training_workers():  # Ray ends them, some seconds later
+            worker.wait(60)
+    # a Ray of its own: four workers, and a CPU for each one's batches, do not fit into the tests' cluster
+    with job(config, out, None, "--workers", "4", "--set", "distributed.zero_stage=1") as process:
+        code, printed = ended(process)
+    assert code == 0, printed
+    assert_same_curve(out, undisturbed)
+
+
+@pytest.mark.slow
+def test_stopped_with_a_checkpoint(ray_cluster: str, folder: Path, config: Path, undisturbed: str) -> None:
+    out = str(folder / "stopped")
+    with job(config, out, ray_cluster, "--set", "checkpoint_every=1000") as process:
+        wait_for(lambda: Path(out, "train.jsonl").exists(), process)
+        process.send_signal(signal.SIGTERM)
+        code, printed = ended(process)
+    assert code == 130 and "with a checkpoint; the same command goes on" in printed, printed
+    (saved,) = complete_checkpoints(out)
+    assert 0 < int(saved[-8:]) < STEPS
+    with job(config, out, ray_cluster) as process:
+        code, printed = ended(process)
+    assert code == 0, printed
+    assert_same_curve(out, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_store_that_fails_during_a_checkpoint(
+    ray_cluster: str, faulty_store: "FaultyStore", s3_bucket: str, config: Path, undisturbed: str
+) -> None:
+    """The one at step 10 is refused for good: the one before stays, and the training goes on."""
+    out = f"{s3_bucket}/refused"
+    faulty_store.inject(Fault("answer", EVERY, method="PUT", path="step-00000010/", status=403))
+    with job(config, out, ray_cluster, "--workers", "2", "--set", "keep_checkpoints=100") as process:
+        code, printed = ended(process)
+    assert code == 0, printed
+    assert "no checkpoint at step 10" in printed and "going on, the newest one is" in printed
+    assert "step-00000005" in printed.split("no checkpoint at step 10", 1)[1].splitlines()[0]
+    steps = [int(folder[-8:]) for folder in complete_checkpoints(out)]
+    assert 10 not in steps and {5, 15, STEPS} <= set(steps)
+    assert_same_curve(out, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_truncated_newest_checkpoint(ray_cluster: str, folder: Path, config: Path, undisturbed: str) -> None:
+    out = str(folder / "truncated")
+    with job(config, out, ray_cluster) as process:
+        wait_for(lambda: checkpoint_of(out, 15), process)
+        process.kill()
+    for worker in training_workers():
+        worker.wait(60)
+    newest, before = complete_checkpoints(out)[-1], complete_checkpoints(out)[-2]
+    file = Path(newest, "optimizer.safetensors")
+    os.truncate(file, file.stat().st_size // 2)
+    with job(config, out, ray_cluster) as process:
+        code, printed = ended(process)
+    assert code == 0, printed
+    assert "passed over" in printed and f"going on from {before}" in printed
+    assert_same_curve(out, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_frame_that_cannot_be_read_stops_all(ray_cluster: str, tmp_path: Path) -> None:
+    """One line that names the file, at once: it is not tried again and again."""
+    folder = training_folder(tmp_path)
+    damaged = tmp_path / "mono/clip1/images/000003.jpg"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    config = write_config(tmp_path / "train.yaml", settings(folder))
+    with job(config, str(tmp_path / "run"), ray_cluster, "--workers", "2") as process:
+        code, printed = ended(process)
+    assert code == 2
+    (line,) = (line for line in printed.splitlines() if line.startswith("error: "))
+    assert "images/000003.jpg" in line and "start again" not in printed
+
+
+NODES = """
+    import subprocess, sys, time
+    from ray.cluster_utils import Cluster
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100 * 2**20})
+    nodes = [cluster.add_node(num_cpus=3, object_store_memory=100 * 2**20) for _ in range(2)]
+    print(cluster.address, flush=True)
+    for line in sys.stdin:  # the id of a machine that goes away
+        (gone,) = (node for node in nodes if node.node_id == line.strip())
+        cluster.remove_node(gone, allow_graceful=False)
+        print("gone", flush=True)
+    cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_a_machine_that_goes_away(ray_cluster: str, folder: Path, config: Path, undisturbed: str) -> None:
+    """Both workers were on it; they start again on another one."""
+    out = str(folder / "machine")
+    environment = {**os.environ, "RAY_ADDRESS": ""}
+    nodes = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(NODES)],
+        cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert nodes.stdin and nodes.stdout
+    try:
+        address = nodes.stdout.readline().strip()
+        with job(config, out, address, "--workers", "2", "--set", "distributed.cpus_per_worker=1.5") as process:
+            wait_for(lambda: checkpoint_of(out, 5), process)
+            nodes.stdin.write(f"{node_of_workers(address)}\n")
+            nodes.stdin.flush()
+            assert nodes.stdout.readline().strip() == "gone"
+            code, printed = ended(process)
+    finally:
+        nodes.stdin.close()
+        nodes.wait(60)
+    assert code == 0, printed
+    assert "start again from the newest checkpoint" in printed
+    assert_same_curve(out, undisturbed)
+
+
+def node_of_workers(address: str) -> str:
+    """The machine that holds the workers of the cluster's training."""
+    command = [
+        sys.executable, "-c",
+        "import ray, logging; from ray.util.state import list_actors; "
+        f"ray.init(address={address!r}, log_to_driver=False, logging_level=logging.ERROR); "
+        "print(next(a.node_id for a in list_actors(filters=[('state', '=', 'ALIVE')]) "
+        "if 'RayTrainWorker' in a.class_name))",
+    ]  # fmt: skip
+    found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    return found.stdout.split()[-1]
