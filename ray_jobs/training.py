@@ -79,9 +79,6 @@ def fit(config: TrainConfig, out: str, places: Places, board: Any, callbacks: "S
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    environment = dict(ENVIRONMENT)
-    if weights := os.environ.get(WEIGHTS_VARIABLE):
-        environment[WEIGHTS_VARIABLE] = files.absolute(weights)
     while True:
         before = newest_step(out)
         trainer = TorchTrainer(
@@ -101,7 +98,7 @@ def fit(config: TrainConfig, out: str, places: Places, board: Any, callbacks: "S
                 name=f"{Path(out).name}-{hashlib.sha256(out.encode()).hexdigest()[:8]}",
                 storage_path=str(Path(tempfile.gettempdir()) / "spatialavatar-ray"),  # Ray's own notes; nothing of ours
                 failure_config=FailureConfig(max_failures=config.distributed.max_failures),
-                worker_runtime_env={"env_vars": environment},
+                worker_runtime_env={"env_vars": worker_environment()},
                 callbacks=[Losses(board), *callbacks],  # type: ignore[list-item]
             ),
             torch_config=TorchConfig(backend="nccl" if places.gpu else "gloo"),
@@ -119,6 +116,12 @@ def fit(config: TrainConfig, out: str, places: Places, board: Any, callbacks: "S
                 f"last time worker {rank}: {first_line(reason)}; Ray's dashboard has their logs, and the same command "
                 "goes on"
             ) from e
+
+
+def worker_environment() -> dict[str, str]:
+    """Variables that workers get of this process, with locations that mean the same to them."""
+    weights = os.environ.get(WEIGHTS_VARIABLE)
+    return ENVIRONMENT | ({WEIGHTS_VARIABLE: files.absolute(weights)} if weights else {})
 
 
 def fit_in_thread(*arguments: Any) -> tuple[threading.Thread, list[Any]]:
