@@ -1,0 +1,225 @@
+"""``python -m ray_jobs.tune``: many trainings that differ in some values, and a table of what came of them."""
+
+import os
+
+# before torch starts its thread pool, which fights over the cores otherwise
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ray_jobs.command import output_folder, run, stop_on_term
+
+if TYPE_CHECKING:
+    from ray_jobs.tune_config import TrialPlan, TuneConfig
+    from ray_jobs.tune_places import Room
+    from ray_jobs.tune_result import Ended
+    from ray_jobs.tune_trial import Job, SweepStatus
+    from spatialavatar.cli.console import Update
+
+SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_TO_ANSWER = 20.0
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.command()
+def tune(
+    config: Annotated[str, typer.Option("--config", "-c", metavar="FILE", help="YAML as configs/tune/lambda_sp.yaml.")],
+    out: Annotated[
+        str | None,
+        typer.Option("--out", "-o", metavar="URL", help="Folder of the sweep, where all machines can write."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A value of FILE, set.KEY of all trainings; may be repeated."),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="At a time; as many as there is room for unless given.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Start over, and replace what --out holds.")] = False,
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Ray cluster to join; RAY_ADDRESS, or one of its own.")
+    ] = None,
+) -> None:
+    """Train variants of a generator, measure each on held-out people, and compare.
+
+    Leaves in OUT table.md and table.csv (PSNR, SSIM, LPIPS, CSIM, AED, APD and AKD of every variant, the paper's beside
+    them), sweep.png (held-out PSNR by step), and under trials/ a training run for each variant. The same command goes
+    on after an interruption: trained variants stay, the others go on from their checkpoints. A variant that fails has
+    a row with its reason, and stops no other.
+
+    On this machine, small:
+
+    \b
+    python -m ray_jobs.tune --config configs/dev/tune/base_lr.yaml --out runs/sweep
+
+    The paper's Table 8 on a cluster, two GPUs for each of four trials at a time:
+
+    \b
+    ray job submit --working-dir . -- python -m ray_jobs.tune --config configs/tune/lambda_sp.yaml \\
+        --set set.phase1_checkpoint=s3://lab/runs/phase1 --set set.data.shards.url=s3://lab/nersemble \\
+        --set evaluate.data.shards.url=s3://lab/celebv-hq --set set.distributed.workers=2 --trials 4 \\
+        --out s3://lab/sweeps/lambda_sp
+
+    Other values, shorter, those that fall behind stopped early:
+
+    \b
+    python -m ray_jobs.tune --config configs/tune/lambda_jac.yaml --set 'grid={loss.lambda_jac: [0.05, 0.1, 0.2]}' \\
+        --set set.steps=50000 --set search=asha --set asha.grace_period=5000 --out runs/lambda_jac
+    """
+    from ray_jobs.training import absolute
+    from ray_jobs.tune_config import TuneConfig, plan_trials
+    from spatialavatar.cli.train import default_folder
+    from spatialavatar.config import load_config
+
+    overrides = [*(set_ or []), *([] if trials is None else [f"concurrent={trials}"])]
+    sweep = load_config(TuneConfig, config, overrides)
+    plans = plan_trials(sweep, config)
+    located = [replace(plan, config=absolute(plan.config)) for plan in plans]
+    if sweep.evaluate.data is not None:
+        data = absolute(plans[0].config.model_copy(update={"held_out": sweep.evaluate.data})).held_out
+        sweep = sweep.model_copy(update={"evaluate": sweep.evaluate.model_copy(update={"data": data})})
+    _tune(sweep, located, output_folder(out, default_folder(config)), force, address)
+
+
+def _tune(sweep: "TuneConfig", plans: "Sequence[TrialPlan]", out: str, force: bool, address: str | None) -> None:
+    from ray_jobs.connect import connect
+    from ray_jobs.resources import local_cpus
+    from ray_jobs.training import check, worker_environment
+    from ray_jobs.tune_places import find_room
+    from ray_jobs.tune_result import MARKDOWN, claim_sweep, fingerprint, read_ended, trial_folder, write_result
+    from ray_jobs.tune_trial import Job
+    from spatialavatar import files
+    from spatialavatar.cli.console import say
+    from spatialavatar.training.pool import open_pool
+    from spatialavatar.training.setup import training_head
+
+    if sweep.evaluate.data is not None:
+        first = plans[0].config
+        open_pool(sweep.evaluate.data, training_head(first), first.phase)
+    claim_sweep(out, sweep, plans, force)
+    for plan in plans:
+        check(plan.config, trial_folder(out, plan.name), False)
+    prints = {plan.name: fingerprint(plan, sweep) for plan in plans}
+    found = {name: read_ended(out, name, prints[name]) for name in prints}
+    ended = {name: end for name, end in found.items() if end is not None}
+    todo = [plan for plan in plans if plan.name not in ended or not ended[plan.name].final]
+    if todo:
+        connect(address, local_cpus(max(plan.config.distributed.workers for plan in todo)))
+        stop_on_term()
+        room = find_room([plan.config for plan in todo], sweep.concurrent)
+        say(_described(plans, todo, room, out))
+        places = {plan.name: place for plan, place in zip(todo, room.places)}
+        job = Job(out, {plan.name: plan for plan in plans}, places, prints, sweep.evaluate, worker_environment())
+        ended |= _run(sweep, job, room.trials, ended)
+    rows = write_result(out, sweep, plans, ended)
+    typer.echo(files.read_bytes(files.join(out, MARKDOWN)).decode())
+    failed = sum(end.failed is not None for end in ended.values())
+    new = f"{len(todo)} new" if todo else "nothing new"
+    typer.echo(f"{out}: {len(rows)} variants, {new}" + (f", {failed} failed" if failed else ""))
+
+
+def _described(plans: "Sequence[TrialPlan]", todo: "Sequence[TrialPlan]", room: "Room", out: str) -> str:
+    """What will be done."""
+    places = room.places[0]
+    kind = "GPU" if places.gpu else "CPU"
+    done = f", {len(plans) - len(todo)} of them done" if len(todo) < len(plans) else ""
+    at_a_time = f"{room.trials} at a time"
+    if room.trials == 1:
+        at_a_time = "one at a time (the cluster has no room for more, or no more are left or wanted)"
+    return (
+        f"{len(plans)} variants{done}, {at_a_time}, each with {places.workers} {kind} worker(s) and "
+        f"{places.data_workers * places.workers} CPU(s) preparing batches -> {out}"
+    )
+
+
+def _run(sweep: "TuneConfig", job: "Job", at_a_time: int, before: "Mapping[str, Ended]") -> "dict[str, Ended]":
+    """How the trials without an end came to one, beside one line of progress."""
+    from ray_jobs.tune_search import endings, interrupted, new
+    from ray_jobs.tune_trial import sweep_board
+    from spatialavatar.cli.console import progress
+
+    board = sweep_board()
+    ended: dict[str, Ended] = {}
+    with progress("variants", len(job.trials)) as update:
+        line = _Line(update, job, before)
+        if (tuner := interrupted(job, board, at_a_time)) is not None:
+            results = _watched(tuner, board, line)
+            told = _look(board).ended
+            # a trial that failed before returned to Tune as one that is done: it is begun anew below
+            ended = endings(results, sweep, job, {**{name: None for name in before}, **told})
+        if left := [name for name in job.places if name not in ended]:
+            results = _watched(new(sweep, job, board, at_a_time, left), board, line)
+            ended |= endings(results, sweep, job, _look(board).ended)
+    return {name: end for name, end in ended.items() if name in job.places}
+
+
+class _Line:
+    """What stands beside the bar: who is at work, and the best so far."""
+
+    def __init__(self, update: "Update", job: "Job", before: "Mapping[str, Ended]") -> None:
+        self._update, self._job = update, job
+        self._before = {name: end for name, end in before.items() if end.final}
+
+    def __call__(self, status: "SweepStatus") -> None:
+        ended = {**self._before, **status.ended}
+        psnr = {name: end.evaluation["overall"]["psnr"] for name, end in ended.items() if end.evaluation}
+        parts = [
+            f"{name} {'evaluating' if name in status.evaluating else f'{now.step}/{now.steps}'}"
+            for name, now in status.progress.items()
+            if name not in ended
+        ]
+        if psnr:
+            best = max(psnr, key=lambda name: psnr[name])
+            parts.append(f"best {best}: {psnr[best]:.2f} dB")
+        elif status.held_out:
+            best = max(status.held_out, key=lambda name: status.held_out[name])
+            parts.append(f"best so far {best}: {status.held_out[best]:.2f} dB held out")
+        self._update(len(ended), "; ".join(parts) or "waiting for workers")
+
+
+def _watched(tuner: Any, board: Any, line: _Line) -> Any:
+    """Tune's results; the main thread stays free for signals meanwhile."""
+    from ray.exceptions import RayError
+
+    from spatialavatar.cli.console import say
+
+    outcome: list[Any] = []
+
+    def fit() -> None:
+        try:
+            outcome.append(tuner.fit())
+        except BaseException as e:
+            outcome.append(e)
+
+    thread = threading.Thread(target=fit, name="tune", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(SECONDS_BETWEEN_LOOKS)
+        try:
+            status = _look(board)
+        except RayError:
+            continue  # the cluster is going down, and Tune ends with that
+        for message in status.messages:
+            say(f"warning: {message}")
+        line(status)
+    (result,) = outcome
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+def _look(board: Any) -> "SweepStatus":
+    import ray
+
+    status: SweepStatus = ray.get(board.read.remote(), timeout=SECONDS_TO_ANSWER)
+    return status
+
+
+if __name__ == "__main__":
+    run(app, "ray_jobs.tune")

@@ -1,0 +1,195 @@
+"""The folder of a sweep.
+
+OUT/sweep.yaml                       the sweep, and the whole configuration of each trial
+OUT/trials/NAME/                     a training run, and evaluation.json: its generator on held-out people
+OUT/ended/NAME.json                  of a trial that has no evaluation: where it was stopped, or why it failed
+OUT/tune/                            Ray Tune's own state
+OUT/table.md, table.csv, sweep.png   what came of it
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from ray_jobs.tune_config import TrialPlan, TuneConfig, short_names, varied_keys
+from spatialavatar import files
+from spatialavatar.errors import SpatialAvatarError, StoreError
+from spatialavatar.evaluation.table import METRICS, VARIANT, Column, csv_table, table
+from spatialavatar.training.loop import LOG
+
+SWEEP, TRIALS, ENDED, TUNE = "sweep.yaml", "trials", "ended", "tune"
+EVALUATION = "evaluation.json"  # of a trial
+MARKDOWN, CSV, PLOT = "table.md", "table.csv", "sweep.png"
+PARTS = (TRIALS, ENDED, TUNE, MARKDOWN, CSV, PLOT, SWEEP)
+FREE = ("concurrent", "paper")  # what may change when a sweep goes on
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a trial ended."""
+
+    evaluation: dict[str, Any] | None = None  # its summary: overall, by_k, reasons
+    stopped: int | None = None  # after this step, because others were better
+    held_out_psnr: float | None = None  # dB, there
+    failed: str | None = None  # for this reason; tried again when the sweep goes on
+
+    @property
+    def final(self) -> bool:
+        return self.failed is None
+
+
+def claim_sweep(out: str, sweep: TuneConfig, trials: Sequence[TrialPlan], force: bool) -> None:
+    """Make ``out`` ready for this sweep, to begin or to go on; ``force`` starts over.
+
+    Raises SpatialAvatarError when it holds something else, or another sweep.
+    """
+    where = files.join(out, SWEEP)
+    now = {
+        "sweep": sweep.model_dump(mode="json"),
+        "trials": {trial.name: trial.config.model_dump(mode="json") for trial in trials},
+    }
+    names = files.list_folder(out)
+    taken = [name for name in PARTS if name in names]
+    if taken and SWEEP not in names:
+        raise SpatialAvatarError(f"{out}: holds {taken[0]}, but no {SWEEP}; name another folder")
+    files.claim_output_folder(out, SWEEP, force)
+    if SWEEP in names and not force:
+        changed = _difference(_kept(where), now)
+        if changed:
+            raise SpatialAvatarError(
+                f"{out}: holds another sweep ({changed}); go on with the one it was started with, name another folder, "
+                "or start over with --force"
+            )
+    if force:
+        for part in PARTS:
+            files.remove(files.join(out, part))
+    files.write_bytes(where, yaml.safe_dump(now, sort_keys=False).encode())
+
+
+def fingerprint(trial: TrialPlan, sweep: TuneConfig) -> str:
+    """Of all that a trial's evaluation follows from."""
+    text = trial.config.model_dump_json() + sweep.evaluate.model_dump_json()
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def trial_folder(out: str, name: str) -> str:
+    return files.join(out, TRIALS, name)
+
+
+def read_ended(out: str, name: str, expected: str) -> Ended | None:
+    """How a trial ended in an earlier run, None when it did not; ``expected`` is its fingerprint."""
+    found = _json(files.join(trial_folder(out, name), EVALUATION), expected)
+    if found is not None:
+        return Ended(evaluation=found["summary"])
+    found = _json(files.join(out, ENDED, f"{name}.json"), expected)
+    if found is None:
+        return None
+    return Ended(**{part: found.get(part) for part in ("stopped", "held_out_psnr", "failed")})
+
+
+def write_ended(out: str, name: str, config: str, ended: Ended) -> None:
+    """Of a trial without an evaluation; ``config`` is its fingerprint."""
+    told = {"config": config, "stopped": ended.stopped, "held_out_psnr": ended.held_out_psnr, "failed": ended.failed}
+    files.write_json(files.join(out, ENDED, f"{name}.json"), told)
+
+
+def read_curve(out: str, name: str) -> list[tuple[int, float]]:
+    """Step and held-out PSNR (dB) of a trial's log."""
+    where = files.join(trial_folder(out, name), LOG)
+    if not files.exists(where):
+        return []
+    lines = [json.loads(line) for line in files.read_bytes(where).decode().splitlines()]
+    return [(line["step"], line["held_out_psnr"]) for line in lines if "held_out_psnr" in line]
+
+
+def write_result(
+    out: str, sweep: TuneConfig, trials: Sequence[TrialPlan], ended: Mapping[str, Ended]
+) -> list[dict[str, Any]]:
+    """Tables and picture; returns the rows."""
+    from ray_jobs.tune_plot import draw
+
+    curves = {trial.name: read_curve(out, trial.name) for trial in trials}
+    keys = short_names(varied_keys(trials))
+    rows, reasons, notes = [], {}, []  # type: ignore[var-annotated]
+    for trial in trials:
+        end = ended.get(trial.name, Ended(failed="was not finished"))
+        row: dict[str, Any] = {"variant": trial.name, **{f"set.{key}": _value(trial, key) for key in keys}}
+        if curves[trial.name]:
+            row["held_out_psnr"] = curves[trial.name][-1][1]
+        if end.evaluation is not None:
+            row |= end.evaluation["overall"]
+            reasons |= end.evaluation["reasons"]
+        elif end.stopped is not None:
+            row["held_out_psnr"] = end.held_out_psnr
+            row["note"] = f"stopped at step {end.stopped}"
+            notes.append(f"{trial.name}: stopped at step {end.stopped}, where others were better; not evaluated")
+        else:
+            row["note"] = "failed"
+            notes.append(f"{trial.name}: {' '.join(str(end.failed).split())}")
+        row |= {f"paper.{metric}": value for metric, value in sweep.paper.get(trial.name, {}).items()}
+        rows.append(row)
+    columns = [VARIANT, *(Column(f"set.{key}", shown) for key, shown in keys.items()), *METRICS]
+    columns.append(Column("held_out_psnr", "held-out PSNR in training", 2))
+    told = {metric for numbers in sweep.paper.values() for metric in numbers}
+    columns += [Column(f"paper.{m.key}", f"{m.title} (paper)", m.decimals) for m in METRICS if m.key in told]
+    if notes:
+        columns.append(Column("note", "note"))
+    text = table(columns, rows, reasons) + "".join(f"\n{note}\n" for note in notes)
+    files.write_bytes(files.join(out, MARKDOWN), text.encode())
+    files.write_bytes(files.join(out, CSV), csv_table(columns, rows).encode())
+    files.write_bytes(files.join(out, PLOT), draw(curves, rows))
+    return rows
+
+
+def _value(trial: TrialPlan, key: str) -> Any:
+    value: Any = trial.config.model_dump(mode="json")
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return f"{value:g}" if isinstance(value, float) else "null" if value is None else value
+
+
+def _json(where: str, expected: str) -> dict[str, Any] | None:
+    """A small file of this very trial; None without one, or one that is damaged or of another configuration."""
+    if not files.exists(where):
+        return None
+    try:
+        found = files.read_json(where)
+    except StoreError:
+        raise
+    except SpatialAvatarError:
+        return None
+    return found if isinstance(found, dict) and found.get("config") == expected else None
+
+
+def _kept(where: str) -> Any:
+    try:
+        return yaml.safe_load(files.read_bytes(where))
+    except yaml.YAMLError:
+        raise SpatialAvatarError(f"{where}: not valid YAML; start over with --force") from None
+
+
+def _difference(then: Any, now: dict[str, Any]) -> str:
+    """The first value that is another one."""
+    if not (isinstance(then, dict) and all(isinstance(then.get(part), dict) for part in now)):
+        return f"its {SWEEP} is not a sweep's"
+    for part in ("trials", "sweep"):  # what a trial does says more than what it was made of
+        if found := _first_change(then[part], now[part], ""):
+            return found
+    return ""
+
+
+def _first_change(then: Any, now: Any, where: str) -> str:
+    if isinstance(then, dict) and isinstance(now, dict):
+        for key in {**then, **now}:
+            if not where and key in FREE:
+                continue
+            if key not in then or key not in now:
+                return f"{where}{key} only {'there' if key in then else 'here'}"
+            if found := _first_change(then[key], now[key], f"{where}{key}: "):
+                return found
+        return ""
+    return "" if then == now else f"{where}{then} there, {now} here"

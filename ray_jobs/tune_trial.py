@@ -1,0 +1,184 @@
+"""What a trial of a sweep does: its training, which goes on where it was, then its generator on held-out people."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.train import UserCallback
+
+from ray_jobs.resources import Places
+from ray_jobs.tune_config import EvaluateConfig, TrialPlan
+from ray_jobs.tune_result import ENDED, EVALUATION, Ended, read_ended, trial_folder, write_ended
+from spatialavatar import files
+from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.training.config import TrainConfig
+from spatialavatar.training.loop import Progress
+
+FORMAT, VERSION = "spatialavatar-trial", 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that the trials of a sweep need to know."""
+
+    out: str
+    trials: Mapping[str, TrialPlan]
+    places: Mapping[str, Places]  # of those that are still to do
+    fingerprints: Mapping[str, str]
+    evaluate: EvaluateConfig
+    environment: Mapping[str, str]  # variables of the driver that the workers need
+
+
+@dataclass
+class SweepStatus:
+    """As the driver sees it."""
+
+    progress: dict[str, Progress] = field(default_factory=dict)  # of trials at work
+    evaluating: set[str] = field(default_factory=set)
+    held_out: dict[str, float] = field(default_factory=dict)  # dB, the latest
+    ended: dict[str, Ended] = field(default_factory=dict)  # in this run
+    messages: list[str] = field(default_factory=list)  # since it was last looked at
+
+
+class _SweepBoard:
+    """An actor that takes no CPU."""
+
+    def __init__(self) -> None:
+        self._status = SweepStatus()
+
+    def update(self, name: str, progress: Progress | None, messages: Sequence[str]) -> bool:
+        """By the workers of a trial; nothing but their end stops them."""
+        if progress is not None:
+            self._status.progress[name] = progress
+            if "held_out_psnr" in progress.latest:
+                self._status.held_out[name] = progress.latest["held_out_psnr"]
+        self._status.messages += [f"{name}: {message}" for message in messages]
+        return False
+
+    def evaluating(self, name: str) -> None:
+        self._status.evaluating.add(name)
+
+    def end(self, name: str, ended: Ended) -> None:
+        self._status.ended[name] = ended
+
+    def read(self) -> SweepStatus:
+        """By the driver; messages are read once."""
+        status = self._status
+        now = SweepStatus(
+            dict(status.progress), set(status.evaluating), dict(status.held_out), dict(status.ended), status.messages
+        )
+        status.messages = []
+        return now
+
+
+def sweep_board() -> Any:
+    """On the driver's own machine, so that it ends with the driver alone."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(_SweepBoard).options(num_cpus=0, scheduling_strategy=here).remote()
+
+
+class _OwnLines:
+    """The board as a training knows it: what it is told bears the trial's name."""
+
+    def __init__(self, board: Any, name: str) -> None:
+        self._board, self._name = board, name
+
+    @property
+    def update(self) -> "_OwnLines":
+        return self
+
+    def remote(self, progress: Progress | None, messages: Sequence[str]) -> Any:
+        return self._board.update.remote(self._name, progress, messages)
+
+
+def run_trial(values: dict[str, Any], job: Job, board: Any) -> None:
+    """Ray Tune's function. What the user can put right ends the trial with its reason, and no other."""
+    from ray_jobs.training import fit
+
+    os.environ.update(job.environment)
+    name = values["variant"]
+    ended = read_ended(job.out, name, job.fingerprints[name])
+    if ended is None or not ended.final:
+        config, places = job.trials[name].config, job.places[name]
+        try:
+            folder = trial_folder(job.out, name)
+            outcome = fit(config, folder, places, _OwnLines(board, name), [_reports(config.steps)])
+            if outcome.error is not None:
+                raise SpatialAvatarError(outcome.error)
+            ray.get(board.evaluating.remote(name))
+            ended = Ended(evaluation=_evaluated(job, name)["summary"])
+            files.remove(files.join(job.out, ENDED, f"{name}.json"))
+        except (SpatialAvatarError, OSError) as e:
+            ended = Ended(failed=str(e))
+            write_ended(job.out, name, job.fingerprints[name], ended)
+    ray.get(board.end.remote(name, ended))
+
+
+def _reports(steps: int) -> UserCallback:
+    """Held-out PSNR by step, for the scheduler; not of the last step, where there is nothing left to stop."""
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    class Reports(TuneReportCallback):
+        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+            if metrics[0]["step"] < steps and "held_out_psnr" in metrics[0]:
+                super().after_report(run_context, metrics, checkpoint)
+
+    return Reports()
+
+
+def _evaluated(job: Job, name: str) -> dict[str, Any]:
+    """The content of a trial's evaluation.json, which then lies in its folder; measured with a worker's resources."""
+    from ray.exceptions import RayTaskError
+
+    places = job.places[name]
+    task = ray.remote(evaluate_generator).options(
+        num_cpus=places.cpus,
+        num_gpus=1 if places.gpu else 0,
+        max_retries=2,
+        scheduling_strategy="SPREAD",  # not in the place of the trial's own process, which is too small
+        runtime_env={"env_vars": dict(job.environment)},
+        name="evaluate",
+    )
+    folder = trial_folder(job.out, name)
+    try:
+        found = ray.get(task.remote(job.trials[name].config, job.evaluate, folder))
+    except RayTaskError as e:
+        raise e.cause if isinstance(e.cause, (SpatialAvatarError, OSError)) else e from None
+    report = {"format": FORMAT, "version": VERSION, "config": job.fingerprints[name], **found}
+    files.write_json(files.join(folder, EVALUATION), report)
+    return report
+
+
+def evaluate_generator(config: TrainConfig, wanted: EvaluateConfig, run: str) -> dict[str, Any]:
+    """Hash of a run's newest generator, ``summary`` and ``rows`` of what it shows of held-out people."""
+    from spatialavatar.evaluation.estimators import find_estimators, reasons
+    from spatialavatar.evaluation.generator_report import measure_subject, summary
+    from spatialavatar.generator.checkpoint import read_generator
+    from spatialavatar.losses.perceptual import Lpips
+    from spatialavatar.training.pool import open_pool
+    from spatialavatar.training.setup import training_head
+
+    device = "cuda" if ray.get_gpu_ids() else "cpu"
+    head = training_head(config)
+    weights = config.generator.encoder.weights
+    generator, facts = read_generator(run, head, device, None if weights in ("hub", "random") else weights)
+    pool = open_pool(wanted.data or config.held_out or config.data, head, config.phase)
+    lpips, estimators = Lpips.find(device=device), find_estimators(device)
+    rows = []
+    for clip in range(min(len(pool), wanted.limit or len(pool))):
+        rows += measure_subject(
+            generator,
+            pool,
+            clip,
+            sources=wanted.k,
+            targets=wanted.targets,
+            resolution=wanted.resolution or config.resolution,
+            lpips=lpips,
+            estimators=estimators,
+        )
+    missing = reasons(estimators.names, lpips is not None)
+    return {"generator": facts.hash, "summary": summary(rows, missing), "rows": rows}
