@@ -29,7 +29,12 @@ from spatialavatar.training.stream import Share
 if TYPE_CHECKING:
     from ray.train import UserCallback
 
-ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # of the workers
+ENVIRONMENT = {  # of the workers
+    "OMP_WAIT_POLICY": "passive",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Ray Data keeps the CPUs of a stream whose worker was killed for 180 s: those that start again would wait for them
+    "RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S": "30",
+}
 
 
 def absolute(config: TrainConfig) -> TrainConfig:

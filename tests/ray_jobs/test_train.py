@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from spatialavatar import files
 from spatialavatar.generator.checkpoint import complete_checkpoints
 from spatialavatar.training.config import TrainConfig
 from spatialavatar.training.run import train
@@ -74,6 +75,7 @@ def test_two_workers_to_a_store_lose_one_and_end_as_one_process(
     assert_same_curve(out, undisturbed)
     lines = [line for line in printed.splitlines() if line]
     assert len(lines) < 60 and not any("Traceback" in line for line in lines), printed
+    assert files.list_folder(f"{out}/tensorboard")
     performance = curve(out)[STEPS]["performance"]
     assert performance.keys() >= {"step_seconds", "data_seconds", "samples_per_second", "memory_gib"}  # type: ignore
 
@@ -222,13 +224,13 @@ def test_a_frame_that_cannot_be_read_stops_all(ray_cluster: str, tmp_path: Path)
 
 
 NODES = """
-    import subprocess, sys, time
+    import sys
     from ray.cluster_utils import Cluster
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100 * 2**20})
     nodes = [cluster.add_node(num_cpus=3, object_store_memory=100 * 2**20) for _ in range(2)]
     print(cluster.address, flush=True)
-    for line in sys.stdin:  # the id of a machine that goes away
-        (gone,) = (node for node in nodes if node.node_id == line.strip())
+    for line in sys.stdin:  # the process that is a machine's raylet: that machine goes away
+        (gone,) = (node for node in nodes if node.all_processes["raylet"][0].process.pid == int(line))
         cluster.remove_node(gone, allow_graceful=False)
         print("gone", flush=True)
     cluster.shutdown()
@@ -249,7 +251,8 @@ def test_a_machine_that_goes_away(ray_cluster: str, folder: Path, config: Path, 
         address = nodes.stdout.readline().strip()
         with job(config, out, address, "--workers", "2", "--set", "distributed.cpus_per_worker=1.5") as process:
             wait_for(lambda: checkpoint_of(out, 5), process)
-            nodes.stdin.write(f"{node_of_workers(address)}\n")
+            (raylet,) = {worker.ppid() for worker in training_workers()}
+            nodes.stdin.write(f"{raylet}\n")
             nodes.stdin.flush()
             assert nodes.stdout.readline().strip() == "gone"
             code, printed = ended(process)
@@ -259,16 +262,3 @@ def test_a_machine_that_goes_away(ray_cluster: str, folder: Path, config: Path, 
     assert code == 0, printed
     assert "start again from the newest checkpoint" in printed
     assert_same_curve(out, undisturbed)
-
-
-def node_of_workers(address: str) -> str:
-    """The machine that holds the workers of the cluster's training."""
-    command = [
-        sys.executable, "-c",
-        "import ray, logging; from ray.util.state import list_actors; "
-        f"ray.init(address={address!r}, log_to_driver=False, logging_level=logging.ERROR); "
-        "print(next(a.node_id for a in list_actors(filters=[('state', '=', 'ALIVE')]) "
-        "if 'RayTrainWorker' in a.class_name))",
-    ]  # fmt: skip
-    found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    return found.stdout.split()[-1]
