@@ -5,8 +5,10 @@ import os
 # before torch starts its thread pool, which fights over the cores otherwise
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -184,23 +186,29 @@ class _Line:
 
 
 def _watched(tuner: Any, board: Any, line: _Line) -> Any:
-    """Tune's results; the main thread stays free for signals meanwhile."""
+    """Tune's results. Ctrl-C and SIGTERM let Tune write down where it stands before they interrupt the program."""
+    over = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(board, line, over), name="progress", daemon=True)
+    watcher.start()
+    try:
+        with _interruption() as interrupted:
+            results = tuner.fit()
+    finally:
+        over.set()
+        watcher.join()
+    if interrupted():
+        raise KeyboardInterrupt
+    return results
+
+
+def _watch(board: Any, line: _Line, over: threading.Event) -> None:
     from ray.exceptions import RayError
 
     from spatialavatar.cli.console import say
 
-    outcome: list[Any] = []
-
-    def fit() -> None:
-        try:
-            outcome.append(tuner.fit())
-        except BaseException as e:
-            outcome.append(e)
-
-    thread = threading.Thread(target=fit, name="tune", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(SECONDS_BETWEEN_LOOKS)
+    last = False
+    while not last:
+        last = over.wait(SECONDS_BETWEEN_LOOKS)
         try:
             status = _look(board)
         except RayError:
@@ -208,10 +216,33 @@ def _watched(tuner: Any, board: Any, line: _Line) -> Any:
         for message in status.messages:
             say(f"warning: {message}")
         line(status)
-    (result,) = outcome
-    if isinstance(result, BaseException):
-        raise result
-    return result
+
+
+@contextmanager
+def _interruption() -> "Iterator[Callable[[], bool]]":
+    """Ctrl-C and SIGTERM become the signal on which Tune stops in good order; a second one interrupts at once."""
+    from spatialavatar.cli.console import say
+
+    asked = False
+
+    def ask(*_: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        say("stopping; the trials' checkpoints stay (press again to stop at once)")
+        signal.raise_signal(signal.SIGUSR1)
+
+    def at_once(*_: object) -> None:  # until Tune listens
+        raise KeyboardInterrupt
+
+    handlers = {signal.SIGINT: ask, signal.SIGTERM: ask, signal.SIGUSR1: at_once}
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _look(board: Any) -> "SweepStatus":

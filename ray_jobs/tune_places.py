@@ -1,7 +1,7 @@
 """How many trials of a sweep a cluster has room for at a time, and what each of them takes.
 
-Ray Tune counts the small share of a trial's own process alone, and knows nothing of what Ray Train takes for the workers
-inside it. More trials than fit would wait for each other's machines for ever, so they are counted here.
+Ray Tune counts the small share of a trial's own process alone, and knows nothing of what Ray Train takes for its
+workers. More trials than fit would wait for each other's machines for ever, so they are counted here.
 """
 
 import math

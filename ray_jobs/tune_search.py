@@ -15,6 +15,8 @@ from spatialavatar import files
 CRASHES = 3  # of a trial's own process, or its machine, before the trial has failed
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a run keeps its own log
+    "RAY_AIR_NEW_OUTPUT": "0",  # a table every half minute
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the driver has its own
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that is done already reports nothing
 }
 
@@ -102,7 +104,7 @@ def _variant(trial: Any) -> str:
 
 def _quiet() -> None:
     os.environ.update(ENVIRONMENT)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 
 def _reason(error: BaseException) -> str:

@@ -66,12 +66,14 @@ def checkpoint_of(out: str, step: int) -> bool:
     return any(int(folder[-8:]) >= step for folder in complete_checkpoints(out))
 
 
-def training_workers() -> list[psutil.Process]:
-    """Processes of Ray Train's workers on this machine."""
+def training_workers(address: str) -> list[psutil.Process]:
+    """Processes of Ray Train's workers on the machines here of the cluster at an address."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
         if any("RayTrainWorker" in word for word in process.info["cmdline"] or ()):
-            found.append(process)
+            raylet = process.parent()
+            if raylet is not None and any(word.endswith(f"={address}") for word in raylet.cmdline()):
+                found.append(process)
     return found
 
 

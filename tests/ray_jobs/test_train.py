@@ -65,7 +65,7 @@ def test_two_workers_to_a_store_lose_one_and_end_as_one_process(
     out = f"{s3_bucket}/run"
     with job(config, out, ray_cluster, "--workers", "2", "--set", "distributed.zero_stage=2") as process:
         wait_for(lambda: checkpoint_of(out, 5), process)
-        workers = training_workers()
+        workers = training_workers(ray_cluster)
         assert len(workers) == 2
         kill(workers[0])
         code, printed = ended(process)
@@ -129,7 +129,7 @@ def test_all_workers_killed(ray_cluster: str, folder: Path, config: Path, undist
     out = str(folder / "all-killed")
     with job(config, out, ray_cluster, "--workers", "2") as process:
         wait_for(lambda: checkpoint_of(out, 5), process)
-        for worker in training_workers():
+        for worker in training_workers(ray_cluster):
             kill(worker)
         code, printed = ended(process)
     assert code == 0, printed
@@ -146,7 +146,7 @@ def test_driver_killed_and_submitted_again_with_other_numbers_of_workers(
         with job(config, out, ray_cluster, "--workers", workers) as process:
             wait_for(lambda until=until: checkpoint_of(out, until), process)
             process.kill()
-        for worker in training_workers():  # Ray ends them, some seconds later
+        for worker in training_workers(ray_cluster):  # Ray ends them, some seconds later
             worker.wait(60)
     # a Ray of its own: four workers, and a CPU for each one's batches, do not fit into the tests' cluster
     with job(config, out, None, "--workers", "4", "--set", "distributed.zero_stage=1") as process:
@@ -197,7 +197,7 @@ def test_a_truncated_newest_checkpoint(ray_cluster: str, folder: Path, config: P
     with job(config, out, ray_cluster) as process:
         wait_for(lambda: checkpoint_of(out, 15), process)
         process.kill()
-    for worker in training_workers():
+    for worker in training_workers(ray_cluster):
         worker.wait(60)
     newest, before = complete_checkpoints(out)[-1], complete_checkpoints(out)[-2]
     file = Path(newest, "optimizer.safetensors")
@@ -251,7 +251,7 @@ def test_a_machine_that_goes_away(ray_cluster: str, folder: Path, config: Path, 
         address = nodes.stdout.readline().strip()
         with job(config, out, address, "--workers", "2", "--set", "distributed.cpus_per_worker=1.5") as process:
             wait_for(lambda: checkpoint_of(out, 5), process)
-            (raylet,) = {worker.ppid() for worker in training_workers()}
+            (raylet,) = {worker.ppid() for worker in training_workers(address)}
             nodes.stdin.write(f"{raylet}\n")
             nodes.stdin.flush()
             assert nodes.stdout.readline().strip() == "gone"

@@ -1,0 +1,348 @@
+"""Sweeps: their files, names and mistakes without Ray; then small ones from end to end, gone on with, and killed."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from spatialavatar.config import load_config
+from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.evaluation.generator_report import METRICS
+from tests.builders.folders import folder_content
+from tests.builders.train_jobs import ROOT, ended, wait_for, write_config
+from tests.builders.training import training_folder, training_in
+
+pytest.importorskip("ray", reason="ray is not installed")
+pytest.importorskip("deepspeed", reason="deepspeed is not installed")
+pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+
+from ray_jobs.tune_config import TuneConfig, plan_trials
+
+CONFIGS = ROOT / "configs"
+SWEEPS = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("tune/*.yaml"))
+SLOW, FAST = "learning_rate=0.001", "learning_rate=0.01"
+PAPER = {  # method.md, "Ablations"; what the trials of each file vary
+    "tune/lambda_sp.yaml": [
+        {"loss.lambda_sp": s, "sampler.cross_time": c}
+        for s, c in [(0, 0), (1e-3, 0), (0, 0.25), (1e-3, 0.25), (1e-2, 0.25), (1e-4, 0.25)]
+    ],
+    "tune/cross_time.yaml": [{"sampler.cross_time": c} for c in (0, 0.25)],
+    "tune/lambda_jac.yaml": [{"loss.lambda_jac": w} for w in (0, 1e-2, 1e-1, 1)],
+    "tune/lr_decay.yaml": [{"optimizer.lr_decay": g} for g in (0.5, 0.65, 0.8, 1)],
+    "tune/base_lr.yaml": [{"optimizer.learning_rate": r} for r in (1e-4, 2.5e-4, 5e-4)],
+}
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_file_loads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    trials = plan_trials(load_config(TuneConfig, CONFIGS / name), name)
+    assert (
+        len({trial.config for trial in trials} if False else [trial.config.model_dump_json() for trial in trials]) > 1
+    )
+    if name in PAPER:
+        assert [trial.values for trial in trials] == PAPER[name]
+
+
+def test_the_paper_has_its_numbers_beside_table_8() -> None:
+    sweep = load_config(TuneConfig, CONFIGS / "tune/lambda_sp.yaml")
+    assert sweep.paper["d"] == dict(zip(METRICS, (24.94, 0.881, 0.070, 0.935, 0.084, 0.054, 2.032)))
+    assert list(sweep.paper) == [variant.name for variant in sweep.variants] == list("abcdef")
+
+
+def test_every_setting_is_spelled_out() -> None:
+    written = yaml.safe_load((CONFIGS / "tune/lambda_sp.yaml").read_text())
+    assert written.keys() == TuneConfig.model_fields.keys()
+    for part in ("asha", "evaluate"):
+        assert written[part].keys() == TuneConfig.model_fields[part].annotation.model_fields.keys()  # type: ignore
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return training_folder(tmp_path_factory.mktemp("sweeps"))
+
+
+@pytest.fixture(scope="module")
+def training(folder: Path) -> Path:
+    config = training_in(folder, steps=8, batch_size=2, log_every=1, sheet_every=2, checkpoint_every=2)
+    return write_config(folder / "train.yaml", config)
+
+
+def sweep_file(file: Path, training: Path, **changes: Any) -> Path:
+    values: dict[str, Any] = {
+        "train": str(training),
+        "grid": {"optimizer.learning_rate": [1e-3, 1e-2]},
+        "evaluate": {"k": [1, 2], "targets": 2, "limit": 2},
+        "paper": {FAST: {"psnr": 12.5}},
+    }
+    file.write_text(yaml.safe_dump({**values, **changes}))
+    return file
+
+
+def names(file: Path, *overrides: str) -> list[str]:
+    return [trial.name for trial in plan_trials(load_config(TuneConfig, file, overrides), str(file))]
+
+
+def test_names_come_from_values(tmp_path: Path, training: Path) -> None:
+    file = sweep_file(tmp_path / "s.yaml", training, paper={})
+    assert names(file) == [SLOW, FAST]
+    assert names(file, "grid={loss.lambda_jac: [0, 0.1], schedule.kind: [linear, cosine]}") == [
+        "lambda_jac=0,kind=linear",
+        "lambda_jac=0,kind=cosine",
+        "lambda_jac=0.1,kind=linear",
+        "lambda_jac=0.1,kind=cosine",
+    ]
+    assert names(file, "grid={optimizer.kind: [adam], schedule.kind: [linear]}") == [
+        "optimizer.kind=adam,schedule.kind=linear"
+    ]
+    assert names(file, "grid={held_out: [null], optimizer.betas: [[0.9, 0.99]]}") == ["held_out=null,betas=0.9-0.99"]
+    (trial, _) = plan_trials(load_config(TuneConfig, file, ["set.loss.lambda_ps=3"]), "")
+    assert trial.config.loss.lambda_ps == 3 and trial.config.optimizer.learning_rate == 1e-3
+
+
+MISTAKES = {
+    "gird={}": "unknown key gird; did you mean grid?",
+    "grid={loss.lambda_spp: [1]}": "unknown key loss.lambda_spp; did you mean loss.lambda_sp?",
+    "set.stepps=3": "unknown key stepps; did you mean steps?",
+    "grid={steps: [0]}": "variant steps=0: ",
+    "grid={steps: []}": "grid.steps has no values",
+    "grid={}": "give either grid",
+    "grid={loss.lambda_1: [0.12345678, 0.12345679]}": "two variants named lambda_1=0.123457",
+    "paper={x: {psnr: 1}}": "paper.x: no such variant; there are learning_rate=0.001",
+    "paper={x: {fid: 1}}": "no metric fid; there are psnr",
+    "evaluate.k=[5]": "expected numbers in 1..4",
+    "evaluate.data.clips=[/nowhere]": "/nowhere",
+    "search=bayes": "search",
+    "train=none.yaml": "none.yaml",
+}
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *options: Any) -> int:
+    """The command in this process, which is connected to Ray already; its exit code."""
+    from ray_jobs.command import run
+    from ray_jobs.tune import app
+
+    monkeypatch.setattr(sys, "argv", ["tune", *map(str, options)])
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        run(app, "ray_jobs.tune")
+    except SystemExit as e:
+        return int(e.code or 0)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 0
+
+
+@pytest.mark.parametrize("override", MISTAKES)
+def test_mistakes_are_one_line_before_ray_starts(
+    tmp_path: Path,
+    training: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    override: str,
+) -> None:
+    import ray_jobs.connect
+
+    monkeypatch.setattr(ray_jobs.connect, "connect", lambda *_: pytest.fail("connected"))
+    file = sweep_file(tmp_path / "s.yaml", training, **({} if "paper" in override else {"paper": {}}))
+    assert command(monkeypatch, "--config", file, "--out", tmp_path / "out", "--set", override) == 2
+    line = capsys.readouterr().err.strip()
+    assert MISTAKES[override] in line and line.startswith("error: ") and "\n" not in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_trials_that_fit() -> None:
+    from ray_jobs.tune_places import _most, _places
+
+    config = load_config(TuneConfig, CONFIGS / "dev/tune/base_lr.yaml")
+    (trial, *_) = plan_trials(config.model_copy(update={"train": str(CONFIGS / "dev/phase1.yaml")}), "")
+    four = trial.config.model_copy(update={"distributed": trial.config.distributed.model_copy(update={"workers": 4})})
+    cpus: list[dict[str, float]] = [{"CPU": 4.0}]
+    assert _most(trial.config, False, cpus) == 2 and _most(four, False, cpus) == 0
+    for trials in (1, 2):
+        places = _places(trial.config, False, cpus, trials)
+        assert trials * (places.cpus + places.data_workers) <= 4 and places.data_workers >= 1
+    gpus: list[dict[str, float]] = [{"CPU": 32.0, "GPU": 8.0}, {"CPU": 32.0, "GPU": 8.0}]
+    assert _most(trial.config, True, gpus) == 16 and _most(four, True, gpus) == 4
+    places = _places(four, True, gpus, 4)
+    assert places.resources == {"CPU": 1.0, "GPU": 1.0} and places.data_workers == 2
+
+
+def table_of(out: Path) -> dict[str, dict[str, str]]:
+    return {row["variant"]: row for row in csv.DictReader((out / "table.csv").open())}
+
+
+def evaluation(out: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "trials" / name / "evaluation.json").read_text())
+    return found
+
+
+def curve_of(out: Path, name: str) -> list[tuple[int, float]]:
+    lines = map(json.loads, (out / "trials" / name / "train.jsonl").read_text().splitlines())
+    return [(line["step"], line["held_out_psnr"]) for line in lines if "held_out_psnr" in line]
+
+
+def test_a_sweep_and_going_on(
+    folder: Path,
+    training: Path,
+    ray_cluster: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Two trials side by side; the table holds what their evaluations say, and the same command does nothing more."""
+    import ray_jobs.tune_plot
+
+    drawn: list[Any] = []
+    draw = ray_jobs.tune_plot.draw
+    monkeypatch.setattr(ray_jobs.tune_plot, "draw", lambda *given: drawn.append(given) or draw(*given))
+    out = folder / "sweep"
+    options = ["--config", sweep_file(folder / "sweep.yaml", training), "--out", out]
+    assert command(monkeypatch, *options) == 0
+    printed = capfd.readouterr()
+    assert "2 variants, 2 at a time, each with 1 CPU worker(s)" in printed.err
+    assert f"{out}: 2 variants, 2 new" in printed.out
+    lines = [line for line in printed.err.splitlines() if not line.startswith(("variants: ", "2 variants"))]
+    assert not lines, printed.err
+    assert "| variant | learning_rate | PSNR |" in printed.out  # the fixture's Ray prints, too
+
+    rows = table_of(out)
+    assert list(rows) == [SLOW, FAST]
+    for name, row in rows.items():
+        found = evaluation(out, name)
+        assert len(found["rows"]) == 2 * 2 * 2  # clips, K, targets
+        overall = found["summary"]["overall"]
+        assert row["psnr"] == f"{overall['psnr']:.2f}" and row["ssim"] == f"{overall['ssim']:.3f}"
+        assert overall["psnr"] == pytest.approx(sum(r["psnr"] for r in found["rows"]) / len(found["rows"]))
+        assert row["csim"] == "" and row["set.optimizer.learning_rate"] == name.partition("=")[2]
+        steps, psnrs = zip(*curve_of(out, name))
+        assert steps == (2, 4, 6, 8) and row["held_out_psnr"] == f"{psnrs[-1]:.2f}"
+    assert (rows[SLOW]["paper.psnr"], rows[FAST]["paper.psnr"]) == ("", "12.50")
+    assert rows[SLOW]["psnr"] != rows[FAST]["psnr"]
+    assert "CSIM: no identity estimator installed" in (out / "table.md").read_text()
+    ((curves, shown),) = drawn
+    assert curves == {name: curve_of(out, name) for name in rows}
+    assert [row["psnr"] for row in shown] == [evaluation(out, name)["summary"]["overall"]["psnr"] for name in rows]
+    assert (out / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    written = yaml.safe_load((out / "sweep.yaml").read_text())
+    assert written["trials"][FAST]["optimizer"]["learning_rate"] == 1e-2
+
+    before = folder_content(out)
+    with monkeypatch.context() as patch:
+        patch.setattr("ray_jobs.connect.connect", lambda *_: pytest.fail("connected"))
+        assert command(patch, *options) == 0
+        assert "2 variants, nothing new" in capfd.readouterr().out
+        assert command(patch, *options, "--set", "set.steps=9") == 2
+        assert f"{out}: holds another sweep ({SLOW}: steps: 8 there, 9 here)" in capfd.readouterr().err
+    assert folder_content(out) == before
+
+
+def test_a_trial_that_fails_stops_no_other(
+    folder: Path,
+    training: Path,
+    ray_cluster: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """One whose loss is no number after a step."""
+    out = folder / "failing"
+    values = {
+        "variants": [
+            {"name": "fits", "set": {"steps": 2}},
+            {"name": "wild", "set": {"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 1e30}},
+        ]
+    }
+    file = sweep_file(folder / "failing.yaml", training, grid={}, paper={}, **values)
+    assert command(monkeypatch, "--config", file, "--out", out) == 0
+    assert f"{out}: 2 variants, 2 new, 1 failed" in capfd.readouterr().out
+    rows = table_of(out)
+    assert rows["wild"]["note"] == "failed" and rows["wild"]["psnr"] == ""
+    assert float(rows["fits"]["psnr"]) > 0
+    assert "wild: " in (out / "table.md").read_text() and "finite" in (out / "table.md").read_text()
+
+
+def start(config: Path, out: Path, address: str) -> "subprocess.Popen[str]":
+    options = ["--config", str(config), "--out", str(out), "--address", address, "--trials", "1"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "ray_jobs.tune", *options],
+        cwd=ROOT,
+        env=dict(os.environ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
+def test_a_sweep_that_ends_in_the_middle(folder: Path, training: Path, ray_cluster: str, how: signal.Signals) -> None:
+    """Gone on with, it has the same table as an undisturbed one; the trial that was done stays as it was."""
+    file = sweep_file(folder / "killed.yaml", training)
+    undisturbed, out = folder / "undisturbed", folder / f"disturbed-{how.name}"
+    if not undisturbed.exists():
+        code, printed = ended(start(file, undisturbed, ray_cluster))
+        assert code == 0, printed
+    first = start(file, out, ray_cluster)
+    wait_for(lambda: list((out / "trials" / FAST / "checkpoints").glob("*/checkpoint.json")), first)
+    first.send_signal(how)
+    code, printed = ended(first)
+    assert code == (130 if how == signal.SIGINT else -how), printed
+    assert how != signal.SIGINT or printed.endswith("error: interrupted; run the same command again to go on\n")
+    done = (out / "trials" / SLOW / "evaluation.json").stat().st_mtime_ns
+    assert not (out / "table.csv").exists()
+
+    code, printed = ended(start(file, out, ray_cluster))
+    assert code == 0, printed
+    assert "2 variants, 1 of them done" in printed
+    assert (out / "trials" / SLOW / "evaluation.json").stat().st_mtime_ns == done
+    assert table_of(out) == table_of(undisturbed)
+    assert curve_of(out, FAST) == curve_of(undisturbed, FAST)
+
+
+@pytest.mark.slow
+def test_trials_that_fall_behind_are_stopped(
+    folder: Path, training: Path, ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One at a time: the second, which learns nothing, is worse than the first at the first look."""
+    out = folder / "asha"
+    file = sweep_file(
+        folder / "asha.yaml",
+        training,
+        grid={"optimizer.learning_rate": [1e-2, 1e-9]},
+        paper={},
+        set={"steps": 400, "sheet_every": 20, "checkpoint_every": 20},
+        search="asha",
+        asha={"grace_period": 20, "reduction_factor": 2},
+        concurrent=1,
+    )
+    assert command(monkeypatch, "--config", file, "--out", out) == 0
+    rows = table_of(out)
+    assert float(rows[FAST]["psnr"]) > 0 and rows[FAST]["note"] == ""
+    stopped = rows["learning_rate=1e-09"]
+    assert stopped["psnr"] == "" and stopped["note"].startswith("stopped at step ") and stopped["held_out_psnr"]
+    assert int(stopped["note"].rpartition(" ")[2]) < 400
+
+
+def test_another_folder_is_refused(
+    tmp_path: Path, training: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/table.md").write_text("of another program")
+    file = sweep_file(tmp_path / "s.yaml", training)
+    assert command(monkeypatch, "--config", file, "--out", tmp_path / "out") == 2
+    assert "holds table.md, but no sweep.yaml" in capsys.readouterr().err
+
+
+def test_a_damaged_sweep_is_refused(tmp_path: Path) -> None:
+    from ray_jobs.tune_result import claim_sweep
+
+    (tmp_path / "sweep.yaml").write_text("a: [")
+    with pytest.raises(SpatialAvatarError, match="not valid YAML"):
+        claim_sweep(str(tmp_path), TuneConfig(train="t", grid={"steps": [1]}), [], False)
