@@ -37,7 +37,7 @@ class Group(Protocol):
         ...
 
     def of_first(self, make: Callable[[], T]) -> T:
-        """What the first process makes, for all. Its SpatialAvatarError is raised in all."""
+        """What the first process makes, for all; its failure is raised in all."""
         ...
 
 
@@ -80,11 +80,11 @@ class Distributed:
 
     def of_first(self, make: Callable[[], T]) -> T:
         sent: list[Any] = [None, None]  # what was made, or why it was not
-        error: SpatialAvatarError | None = None
+        error: SpatialAvatarError | OSError | None = None
         if self.share.rank == 0:
             try:
                 sent[0] = make()
-            except SpatialAvatarError as e:
+            except (SpatialAvatarError, OSError) as e:
                 error, sent[1] = e, str(e)
         dist.broadcast_object_list(sent, src=0, device=self._device)
         if sent[1] is not None:

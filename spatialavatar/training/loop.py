@@ -163,10 +163,14 @@ class Loop:
             logger.warning("no checkpoint at step %d: %s; going on, the newest one is %s", step, e, newest)
 
     def close(self) -> None:
-        if self._writes:
-            self._write_log()
-        if self._board is not None:
-            self._board.close()
+        """End the log; a store that does not take its last lines is no reason to fail, while others wait."""
+        try:
+            if self._writes:
+                self._write_log()
+            if self._board is not None:
+                self._board.close()
+        except StoreError as e:
+            logger.warning("the last lines of the log are not in %s: %s", self.out, e)
 
     def _together(self, work: Callable[[], None]) -> None:
         """Do what may fail, or stop the training, in one process, so that all of them fail or stop."""

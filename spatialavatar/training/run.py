@@ -9,6 +9,7 @@ rounding.
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -93,7 +94,7 @@ def train(
     trainer = Trainer(ready.module, config, make_engine(ready.module, config), group)
     run = Loop(trainer, config, ready.held_out, out, ready.origin, observe, group, torch.device(device))
     if ready.found is not None:
-        run.resume(ready.found)
+        unanimous(group, partial(run.resume, ready.found))
     with closing(ready.batches(trainer.step_number)) as ours:
         try:
             unanimous(group, lambda: run.go(ours))
