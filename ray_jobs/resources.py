@@ -43,23 +43,24 @@ def find_places(config: TrainConfig) -> Places:
 
     until = time.monotonic() + config.distributed.wait_seconds
     asked = False
-    while True:
-        places, missing = _look(config)
-        if places is not None:
-            break
-        if time.monotonic() >= until:
-            raise SpatialAvatarError(
-                f"{missing}; lower --workers (batches are shared out evenly), add machines, or wait longer for a "
-                f"cluster that grows: distributed.wait_seconds, now {config.distributed.wait_seconds:g}"
-            )
-        if not asked:
-            worker = _wanted(config, _total("CPU"), config.distributed.use_gpu or False)
-            request_resources(bundles=[worker] * config.distributed.workers)
-            asked = True
-        time.sleep(SECONDS_BETWEEN_LOOKS)
-    if asked:
-        request_resources(bundles=[])  # the training itself asks from now on
-    return places
+    try:
+        while True:
+            places, missing = _look(config)
+            if places is not None:
+                return places
+            if time.monotonic() >= until:
+                raise SpatialAvatarError(
+                    f"{missing}; lower --workers (batches are shared out evenly), add machines, or wait longer for a "
+                    f"cluster that grows: distributed.wait_seconds, now {config.distributed.wait_seconds:g}"
+                )
+            if not asked:
+                worker = _wanted(config, _total("CPU"), config.distributed.use_gpu or False)
+                request_resources(bundles=[worker] * config.distributed.workers)
+                asked = True
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+    finally:
+        if asked:
+            request_resources(bundles=[])  # it would hold machines for ever; a training asks for its own
 
 
 def _look(config: TrainConfig) -> tuple[Places | None, str]:

@@ -88,7 +88,7 @@ class Reporter(logging.Handler):
             return
         if self._answer is not None:
             ready, _ = ray.wait([self._answer], timeout=0)
-            if ready and ray.get(ready[0]):
+            if ready and ray.get(ready[0]) and progress.step < progress.steps:
                 self.flush_to(progress)
                 raise StopTraining
         self.flush_to(progress)

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from ray_jobs.deepspeed_engine import DeepSpeedEngine
+from ray_jobs.deepspeed_engine import DeepSpeedEngine, import_deepspeed
 from ray_jobs.train_status import Reporter
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.training.config import TrainConfig
-from spatialavatar.training.group import Distributed
+from spatialavatar.training.group import Distributed, unanimous
 from spatialavatar.training.loop import Progress, StopTraining
 from spatialavatar.training.run import train
 
@@ -54,13 +54,14 @@ def work(settings: dict[str, Any]) -> Outcome:
             told = progress.latest
             if gauges:
                 gauges.set(_flat(told))
-            # waits for Ray Train's controller, which looks every other second: not for every line
-            if settings["report"] and (step % config.sheet_every == 0 or step == config.steps):
-                ray.train.report({"step": step, **_flat(told)})
+        # by the step alone: all workers meet in it. It waits for Ray Train's controller, so not for every line
+        if settings["report"] and step and (step % config.sheet_every == 0 or step == config.steps):
+            ray.train.report({"step": step, **_flat(progress.latest)})
         if reporter:
             reporter(progress)
 
     try:
+        unanimous(group, lambda: import_deepspeed(device))
         saved = train(
             config,
             settings["out"],
@@ -70,6 +71,7 @@ def work(settings: dict[str, Any]) -> Outcome:
             group=group,
             make_engine=DeepSpeedEngine,
             stream=lambda head, first: ray_batches(head, config, first, group.share, workers=settings["data_workers"]),
+            again="",
         )
         return Outcome(step, saved)
     except StopTraining:

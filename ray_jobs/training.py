@@ -18,7 +18,7 @@ from ray_jobs.train_status import Losses, first_line
 from ray_jobs.train_worker import Outcome, work
 from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError
-from spatialavatar.generator.checkpoint import CHECKPOINTS, step_folders
+from spatialavatar.generator.checkpoint import complete_checkpoints
 from spatialavatar.losses.lpips_weights import WEIGHTS_VARIABLE, require_alexnet_features
 from spatialavatar.training.config import DataConfig, TrainConfig
 from spatialavatar.training.pool import open_pool
@@ -63,7 +63,8 @@ def check(config: TrainConfig, out: str, force: bool) -> None:
     Share(0, config.distributed.workers).rows(config.batch_size)
     claim_run(out, resume=not force, force=force, parent=config.phase1_checkpoint)
     head = training_head(config)
-    parent = find_parent(config)
+    started = not force and bool(complete_checkpoints(out))
+    parent = None if started else find_parent(config)  # a run that goes on needs nothing of Phase 1
     if parent is not None:
         where, facts = parent
         facts.head.require(head, where)
@@ -145,6 +146,5 @@ def fit_in_thread(*arguments: Any) -> tuple[threading.Thread, list[Any]]:
 
 
 def newest_step(out: str) -> int:
-    """Of a run's checkpoint folders; 0 without any. One request to a store."""
-    steps = step_folders(out) if files.is_folder(files.join(out, CHECKPOINTS)) else []
-    return max((int(step.rpartition("-")[2]) for step in steps), default=0)
+    """Of a run's complete checkpoints; 0 without any."""
+    return max((int(step.rpartition("-")[2]) for step in complete_checkpoints(out)), default=0)

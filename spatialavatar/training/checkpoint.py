@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from spatialavatar import files
-from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.errors import SpatialAvatarError, StoreError
 from spatialavatar.generator import checkpoint as generators
 from spatialavatar.generator.generator import Generator
 from spatialavatar.head import HeadModel
@@ -121,6 +121,8 @@ def newest_checkpoint(run: files.Location, config: TrainConfig) -> Checkpoint | 
     for folder in reversed(generators.complete_checkpoints(run)):
         try:
             found = read_checkpoint(folder)
+        except StoreError:
+            raise  # nothing is known to be wrong with it
         except SpatialAvatarError as e:
             damaged[folder] = e
             continue

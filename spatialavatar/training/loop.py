@@ -10,9 +10,9 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from spatialavatar import files
@@ -78,11 +78,12 @@ class Loop:
         observe: Callable[[Progress], None],
         group: Group,
         device: torch.device,
+        again: str,
     ) -> None:
         self.trainer, self.generator, self.held_out_pool = trainer, trainer.module.generator, held_out
         self.config, self.out, self.origin, self.observe, self.group = config, out, origin, observe, group
         self.progress = Progress(0, config.steps, 0.0)
-        self._device = device
+        self._device, self._again = device, again
         self._writes = group.share.rank == 0
         self._window: list[dict[str, float]] = []
         self._log_lines: list[str] = []
@@ -92,14 +93,14 @@ class Loop:
         self._meter = Meter(device)
         self._board: Any = None
         self._held_out: list[Batch] | None = None
-        self._save_tried = 0  # the newest step whose checkpoint was written, or should have been
+        self._saved_step = 0  # of the newest checkpoint
 
     def resume(self, found: Checkpoint) -> None:
         """Stand where the checkpoint was written; the generator has its weights already."""
         self.trainer.engine.restore(found.moments)
         state = found.state
         self.trainer.seek(state.step)
-        self._window, self._save_tried = state.window, state.step
+        self._window, self._saved_step = state.window, state.step
         self.progress = Progress(state.step, self.config.steps, state.seconds, saved=found.folder)
         if not self._writes:
             return
@@ -110,14 +111,17 @@ class Loop:
 
     def go(self, stream: Iterator[PackedBatch]) -> None:
         self._since = time.perf_counter()
-        self.observe(self.progress)
+        self._together(lambda: self.observe(self.progress))
         while self.trainer.step_number < self.config.steps:
             self._meter.begin()
             try:
                 batch = next(stream).unpacked(self._device)
-            except SpatialAvatarError:
+            except (SpatialAvatarError, OSError):
                 self.trainer.abstain()
                 raise
+            except torch.OutOfMemoryError:
+                self.trainer.abstain()
+                raise self._out_of_memory() from None
             self._meter.got_batch()
             try:
                 objective, norm = self.trainer.step(batch)
@@ -126,23 +130,29 @@ class Loop:
             except torch.OutOfMemoryError:
                 raise self._out_of_memory() from None
             self._meter.end()
-            self._together(partial(self._after_step, objective, norm))
+            self._after_step(objective, norm)
 
     def save(self, last: bool = False) -> None:
-        """Write a checkpoint unless that was done, or tried, at this very step.
+        """Write a checkpoint unless there is one of this very step.
 
         A store that does not take it costs this checkpoint alone, unless it is the ``last`` one of this process.
         """
         step = self.trainer.step_number
         self._tick()
-        if self._save_tried == step:
+        if self._saved_step == step:
             return
-        self._save_tried = step
         moments = self.trainer.engine.moments()
+        missed: list[StoreError] = []
+        self._together(lambda: missed.extend(self._write_checkpoint(moments, last)))
+        if not self.group.largest(len(missed)):
+            self._saved_step = step
+
+    def _write_checkpoint(self, moments: dict[str, np.ndarray], last: bool) -> list[StoreError]:
+        """By the first process; the error of a store that did not take it."""
         if not self._writes:
-            return
+            return []
+        step, origin = self.trainer.step_number, self.origin
         config = self.config.model_dump(mode="json")
-        origin = self.origin
         state = TrainingState(step, self.progress.seconds, config, origin.parent, self._window, origin.anchor)
         training = {
             "phase": self.config.phase,
@@ -161,6 +171,8 @@ class Loop:
                 raise
             newest = self.progress.saved or "none yet"
             logger.warning("no checkpoint at step %d: %s; going on, the newest one is %s", step, e, newest)
+            return [e]
+        return []
 
     def close(self) -> None:
         """End the log; a store that does not take its last lines is no reason to fail, while others wait."""
@@ -173,7 +185,10 @@ class Loop:
             logger.warning("the last lines of the log are not in %s: %s", self.out, e)
 
     def _together(self, work: Callable[[], None]) -> None:
-        """Do what may fail, or stop the training, in one process, so that all of them fail or stop."""
+        """Do what may fail, or stop the training, in one process, so that all of them fail or stop.
+
+        ``work`` is not collective: a process that fails would leave the others waiting in it.
+        """
         outcome: Exception | None = None
         try:
             work()
@@ -194,42 +209,50 @@ class Loop:
         self._window.append({**{name: float(value) for name, value in terms.items()}, "gradient_norm": norm})
         last = step == config.steps
         self.progress.step = step
-        if step % config.log_every == 0 or last:
-            self._log()
-        if self._writes and (step % config.sheet_every == 0 or last):
-            self._sheet()
+        line = self._line() if step % config.log_every == 0 or last else None
+        shown = step % config.sheet_every == 0 or last
+        if line is not None or shown:
+            self._together(lambda: self._show(line, shown))
         if step % config.checkpoint_every == 0 or last:
             self.save(last)
         self._tick()
-        self.observe(self.progress)
+        self._together(lambda: self.observe(self.progress))
 
-    def _log(self) -> None:
+    def _line(self) -> dict[str, Any]:
+        """The next line of the log, of all processes together."""
         self._tick()
-        step, count = self.trainer.step_number, len(self._window)
+        count = len(self._window)
         means = {name: sum(line[name] for line in self._window) / count for name in self._window[0]}
         self._window = []
         own = self._meter.read()
         performance = dict(zip(own, self.group.mean(list(own.values())), strict=True))
         performance["samples_per_second"] = self.config.batch_size / max(performance["step_seconds"], 1e-9)
-        line = {
-            "step": step,
+        return {
+            "step": self.trainer.step_number,
             **means,
             "learning_rate": self.trainer.learning_rate,
             "seconds": round(self.progress.seconds, 3),
-            "performance": {name: round(value, 4) for name, value in performance.items()},
+            "performance": {n: round(value, 4) for n, value in performance.items() if math.isfinite(value)},
         }
-        self.progress.latest = line
+
+    def _show(self, line: dict[str, Any] | None, sheet: bool) -> None:
+        """The line to log and board, then a sample sheet; written by the first process."""
+        if line is not None:
+            self.progress.latest = line
         if not self._writes:
             return
-        self._log_lines.append(json.dumps(line, allow_nan=False))
-        shown = {f"train/{name}": line[name] for name in (*means, "learning_rate", "seconds")}
-        shown |= {f"performance/{name}": value for name, value in performance.items()}
-        self._tensorboard().scalars(shown, step)
-        if time.perf_counter() - self._log_written > self._between_writes:
-            try:
-                self._write_log()
-            except StoreError as e:
-                logger.warning("%s; going on, the log is written again later", e)
+        if line is not None:
+            self._log_lines.append(json.dumps(line, allow_nan=False))
+            curves = {f"train/{name}": v for name, v in line.items() if name not in ("step", "performance")}
+            curves |= {f"performance/{name}": value for name, value in line["performance"].items()}
+            self._tensorboard().scalars(curves, line["step"])
+            if time.perf_counter() - self._log_written > self._between_writes:
+                try:
+                    self._write_log()
+                except StoreError as e:
+                    logger.warning("%s; going on, the log is written again later", e)
+        if sheet:
+            self._sheet()
 
     @torch.no_grad()
     def _sheet(self) -> None:
@@ -276,12 +299,9 @@ class Loop:
         files.write_tensors(where, batch.arrays(), {"step": str(self.trainer.step_number + 1)})
         saved = self.progress.saved
         rate = f"optimizer.learning_rate={self.config.optimizer.learning_rate / 2:g}"
-        if world > 1:
-            advice = f"go on from the newest checkpoint with --set {rate}"
-        else:
-            advice = (
-                f"go on from {saved} with --resume --set {rate}" if saved else f"start again with --force --set {rate}"
-            )
+        newest = saved or f"step {self._saved_step}"
+        start = f"go on from {newest} with {self._again}" if self._saved_step else "start again with --force "
+        advice = f"{start}--set {rate}"
         return SpatialAvatarError(
             f"{self.out}: {error}; its batch (samples {batch.numbers.tolist()}) is kept in {where}: look at the "
             f"samples, or {advice}"
@@ -289,10 +309,10 @@ class Loop:
 
     def _out_of_memory(self) -> SpatialAvatarError:
         world, size = self.group.share.world, self.config.batch_size
-        of_each = f" ({size // world} in each of {world} workers; take more of them" if world > 1 else ""
+        of_each = f" ({size // world} in each of {world} workers; take more of them)" if world > 1 else ""
         return SpatialAvatarError(
             f"{self.out}: out of memory on {self._device} at step {self.trainer.step_number + 1} with batch_size {size}"
-            f"{of_each and of_each + ')'}; lower it, or set gradient_checkpointing: true (--resume takes that); "
+            f"{of_each}; lower it, or set gradient_checkpointing: true (a run that goes on takes that); "
             "'spatialavatar model summary --config FILE' says what a training needs"
         )
 

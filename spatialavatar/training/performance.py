@@ -1,5 +1,6 @@
 """How fast a training runs, and what it waits for: the numbers beside the losses in its log."""
 
+import math
 import resource
 import sys
 import time
@@ -15,7 +16,8 @@ class Meter:
     """Times of the steps since it was last read, on one process.
 
     ``read`` gives, per step: ``step_seconds`` all of it, ``data_seconds`` waiting for the batch; ``memory_gib`` the
-    process' largest so far (on CUDA the device's), and on CUDA ``gpu_utilization`` in percent, where NVML tells.
+    process' largest so far (on CUDA the device's), and on CUDA ``gpu_utilization`` in percent, NaN where NVML tells
+    nothing.
     """
 
     def __init__(self, device: torch.device, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -43,7 +45,8 @@ class Meter:
             "memory_gib": self._memory() / GIBIBYTE,
         }
         if self._device.type == "cuda":
-            with suppress(ModuleNotFoundError, RuntimeError, OSError):  # without NVML nobody knows
+            found["gpu_utilization"] = math.nan
+            with suppress(Exception):  # without NVML, or where it refuses, nobody knows; its errors are of its own kind
                 found["gpu_utilization"] = float(torch.cuda.utilization(self._device))
         self._steps, self._seconds, self._waited = 0, 0.0, 0.0
         return found

@@ -75,15 +75,17 @@ def train(
     group: Group | None = None,
     make_engine: MakeEngine = PlainEngine,
     stream: Stream | None = None,
+    again: str = "--resume ",
 ) -> str:
     """Train a generator as ``config`` says; returns the folder of the last checkpoint.
 
     ``resume`` goes on from the newest checkpoint that is whole, and returns at once when that is the last one. It needs
     nothing of the Phase-1 run. Of a ``group`` of processes, each calls this alike, with its own device and ``stream``
-    of its share of the batches. Raises SpatialAvatarError for input that does not fit, a folder that is taken, a
-    checkpoint of another configuration, or a loss that is not finite: the batch is then in
-    ``failed-batch.safetensors`` and the last good checkpoint stays. StopTraining raised by ``observe`` (of any process)
-    writes a checkpoint before it goes on its way.
+    of its share of the batches. ``again`` is the option of the caller's command that goes on, for messages.
+
+    Raises SpatialAvatarError for input that does not fit, a folder that is taken, a checkpoint of another
+    configuration, or a loss that is not finite: the batch is then in ``failed-batch.safetensors`` and the last good
+    checkpoint stays. StopTraining raised by ``observe`` (of any process) writes a checkpoint before it goes on its way.
     """
     group = group or Alone()
     start = group.of_first(lambda: _begin(config, out, resume, force))
@@ -92,7 +94,7 @@ def train(
         return start.folder
     ready = unanimous(group, lambda: _Ready.of(config, out, device, start, group, stream))
     trainer = Trainer(ready.module, config, make_engine(ready.module, config), group)
-    run = Loop(trainer, config, ready.held_out, out, ready.origin, observe, group, torch.device(device))
+    run = Loop(trainer, config, ready.held_out, out, ready.origin, observe, group, torch.device(device), again)
     if ready.found is not None:
         unanimous(group, partial(run.resume, ready.found))
     with closing(ready.batches(trainer.step_number)) as ours:

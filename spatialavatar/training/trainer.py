@@ -47,7 +47,7 @@ class Trainer:
         self.module.train()
         try:
             objective = self.engine.forward(batch)
-        except (SpatialAvatarError, torch.OutOfMemoryError):
+        except (SpatialAvatarError, OSError, torch.OutOfMemoryError):
             self.abstain()
             raise
         mean = self._mean(objective)
