@@ -25,7 +25,6 @@ from tests.builders.processes import in_group
 from tests.builders.training import training_folder, training_in
 
 STEPS = 20
-STAGES = (0, 1, 2)
 pytest.importorskip("deepspeed", reason="deepspeed is not installed")
 
 
@@ -82,11 +81,6 @@ def spread(config: dict[str, Any], out: str, poison: tuple[int, int] | None = No
     return None
 
 
-def spread_each(configs: list[dict[str, Any]], outs: list[str]) -> list[str | None]:
-    """``spread``, one after the other: it takes seconds to import what a process needs."""
-    return [spread(config, out) for config, out in zip(configs, outs, strict=True)]
-
-
 def log(run: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
     return [line for line in lines if "loss" in line]
@@ -116,16 +110,18 @@ def assert_same_first_gradient(run: Path, other: Path) -> None:
         assert np.linalg.norm(found[name] - expected[name]) <= 1e-5 * max(np.linalg.norm(expected[name]), 1e-3 * whole)
 
 
-def test_two_processes_train_as_one(folder: Path) -> None:
-    """Gradients of the first step, losses over twenty, for ZeRO 0, 1 and 2; the anchor stays what it was."""
-    outs = [folder / f"two-{stage}" for stage in STAGES]
-    configs = [phase_2(folder, distributed={"zero_stage": stage}).model_dump(mode="json") for stage in STAGES]
-    assert in_group(spread_each, 2, folder / "results", configs, list(map(str, outs))) == [[None] * len(STAGES)] * 2
-    for out in outs:
-        assert_same_curve(out, folder / "plain")
-        assert_same_first_gradient(out, folder / "plain")
-        anchors = [files.read_tensors(run / "anchor.safetensors")[0] for run in (out, folder / "plain")]
-        assert all(np.array_equal(anchors[0][name], anchors[1][name]) for name in anchors[1])
+@pytest.mark.parametrize(
+    "stage", [pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.slow), 2]
+)
+def test_two_processes_train_as_one(folder: Path, stage: int) -> None:
+    """Gradients of the first step, losses over twenty; the anchor stays what it was."""
+    out = folder / f"two-{stage}"
+    config = phase_2(folder, distributed={"zero_stage": stage}).model_dump(mode="json")
+    assert in_group(spread, 2, folder / "results", config, str(out)) == [None, None]
+    assert_same_curve(out, folder / "plain")
+    assert_same_first_gradient(out, folder / "plain")
+    anchors = [files.read_tensors(run / "anchor.safetensors")[0] for run in (out, folder / "plain")]
+    assert all(np.array_equal(anchors[0][name], anchors[1][name]) for name in anchors[1])
 
 
 @pytest.mark.slow
@@ -166,6 +162,7 @@ def restored(config: dict[str, Any], out: str) -> None:
         files.write_tensors(Path(out).parent / "results" / "moments.safetensors", arrays)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_all_processes(folder: Path) -> None:
     """On the second of two at the third step: both end with the same line, its rows are kept, and then it goes on."""
     out = folder / "nan"

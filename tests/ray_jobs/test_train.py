@@ -59,14 +59,14 @@ def undisturbed(folder: Path) -> str:
     return str(folder / "undisturbed")
 
 
-def test_two_workers_to_a_store_lose_one_and_end_as_one_process(
-    ray_cluster: str, s3_bucket: str, config: Path, undisturbed: str
-) -> None:
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_worker_is_killed(ray_cluster: str, s3_bucket: str, config: Path, undisturbed: str, count: int) -> None:
+    """With all on S3; the run ends as one that nothing happened to, in one process without Ray."""
     out = f"{s3_bucket}/run"
-    with job(config, out, ray_cluster, "--workers", "2", "--set", "distributed.zero_stage=2") as process:
+    with job(config, out, ray_cluster, "--workers", str(count), "--set", "distributed.zero_stage=2") as process:
         wait_for(lambda: checkpoint_of(out, 5), process)
         workers = training_workers(ray_cluster)
-        assert len(workers) == 2
+        assert len(workers) == count
         kill(workers[0])
         code, printed = ended(process)
     assert code == 0, printed
