@@ -111,12 +111,11 @@ def test_bad_input_is_one_line(
     assert not Path(out).exists() or not list(Path(out).iterdir())
 
 
-def test_another_head_and_architecture_are_refused(folder: Path) -> None:
+def test_another_head_and_architecture_are_refused(folder: Path, undisturbed: str) -> None:
     from ray_jobs.training import check
     from spatialavatar.errors import SpatialAvatarError
 
-    train(settings(folder, steps=1, checkpoint_every=1), folder / "parent")
-    changes = {"phase": 2, "phase1_checkpoint": str(folder / "parent")}
+    changes = {"phase": 2, "phase1_checkpoint": undisturbed}
     with pytest.raises(SpatialAvatarError, match="head"):
         check(settings(folder, **changes).model_copy(update={"head": None}), str(folder / "two"), False)
     generator = settings(folder).generator.model_copy(update={"uv_resolution": 16})

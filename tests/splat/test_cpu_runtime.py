@@ -91,6 +91,7 @@ def test_a_forked_child_gets_a_clear_error(before):
     assert second == "parent torch.Size([1, 24, 32])"
 
 
+@pytest.mark.slow
 def test_machines_without_avx512(tmp_path):
     """The same kernels compiled for the oldest x86-64 (or the generic CPU of another architecture)."""
     result = run_python(
