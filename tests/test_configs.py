@@ -1,5 +1,6 @@
 """The configurations that ship: each loads, and those of the paper say what the paper and method.md say."""
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -178,3 +179,13 @@ def fields(model: type[BaseModel], prefix: str = "") -> set[str]:
         is_model = isinstance(nested, type) and issubclass(nested, BaseModel)
         found |= fields(nested, f"{prefix}{name}.") if is_model else {prefix + name}  # type: ignore[arg-type]
     return found
+
+
+def test_every_configuration_that_is_named_exists() -> None:
+    root = CONFIGS.parent
+    parts = [root / part for part in ("README.md", "docs", "cluster", "configs", "ray_jobs", "spatialavatar")]
+    files = [path for part in parts for path in (part, *part.rglob("*"))]
+    texts = [path for path in files if path.suffix in {".md", ".py", ".sh", ".yaml"}]
+    named = {(name, path) for path in texts for name in re.findall(r"\bconfigs/([\w/]+\.yaml)", path.read_text())}
+    assert {path.name for _, path in named} >= {"README.md", "cluster.md", "train.py", "tune.py", "rayjob.yaml"}
+    assert not [(name, path) for name, path in named if name not in WRITTEN]
