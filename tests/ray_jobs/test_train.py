@@ -135,7 +135,7 @@ def test_driver_killed_and_submitted_again_with_other_numbers_of_workers(
         with job(config, out, ray_cluster, "--workers", workers) as process:
             wait_for(lambda until=until: checkpoint_of(out, until), process)
             process.kill()
-            printed = process.communicate()[0]
+            _, printed = ended(process)
         for worker in training_workers(ray_cluster):  # Ray ends them, some seconds later
             worker.wait(60)
         if workers == "2":
