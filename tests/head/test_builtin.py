@@ -1,19 +1,22 @@
 """The built-in head: sizes, symmetry, UV chart, codes, joints, and what blinking and opening the mouth do."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from spatialavatar.files import content_hash
-from spatialavatar.head.builtin import builtin_mesh, generate_head
+from spatialavatar.head.builtin import MARGIN, ROUNDS_UP, STEPS, builtin_mesh, generate_head, measures_of
 from spatialavatar.head.builtin.anatomy import EYEBALL_RING
 from spatialavatar.head.builtin.patches import EYE_LID_RINGS, MOUTH_COLUMNS, MOUTH_EDGE_RING
 from spatialavatar.head.builtin.surface import EYE as EYE_CENTRE
 from spatialavatar.head.builtin.surface import EYE_RADIUS
 from spatialavatar.head.builtin.tessellation import EYE, MOUTH
-from spatialavatar.head.file import write_head
+from spatialavatar.head.file import head_from_arrays, write_head
 from spatialavatar.head.model import HeadInfo, HeadModel
 from spatialavatar.head.params import HeadParams
 from spatialavatar.head.uv_layout import build_layout
@@ -45,6 +48,28 @@ def test_two_calls_give_the_same_bytes(generated: Generated) -> None:
     info, arrays = generate_head()
     assert info == generated[0]
     assert content_hash(arrays) == content_hash(generated[1])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"OMP_NUM_THREADS": "1"},  # as Ray gives its workers
+        {"OMP_NUM_THREADS": "3", "OPENBLAS_CORETYPE": "Prescott"},
+    ],
+    ids=["one_thread", "another_processor"],
+)
+def test_other_processes_make_the_same_bytes(generated: Generated, settings: dict[str, str]) -> None:
+    script = "from spatialavatar.head.reference import builtin_head; print(builtin_head().content_hash)"
+    environment = {**os.environ, **settings}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == head_from_arrays(*generated).content_hash
+
+
+def test_no_number_lies_where_rounding_turns() -> None:
+    """Then the noise of mathematical libraries changes no byte: new formulas may want another ROUNDS_UP."""
+    for name, measures in measures_of(builtin_mesh()).items():
+        part = np.mod(np.abs(measures) * STEPS, 1.0)
+        assert np.abs(part - ROUNDS_UP).min(initial=1.0) > MARGIN, name
 
 
 def test_sizes_and_names(head: HeadModel) -> None:

@@ -18,18 +18,18 @@ from spatialavatar.head.builtin.unwrap import unwrap_half
 from spatialavatar.head.model import HeadInfo
 
 HEAD_ID = "builtin-1"
-DECIMALS = 7  # a tenth of a micrometre
+STEPS = 1e7  # of rounding in a metre: a tenth of a micrometre
+ROUNDS_UP = 0.501798445  # part of a step; no number of this head lies within MARGIN of it
+MARGIN = 2.5e-6  # of a step; processors, thread counts and linear algebra libraries were seen to differ by 2e-8
 
 
 def generate_head() -> tuple[HeadInfo, dict[str, np.ndarray]]:
     """The built-in head as ``HeadInfo`` and HeadModel's arrays (metres, float32 and int32).
 
-    Numbers are rounded to DECIMALS, far above the noise in which mathematical libraries differ, so that the head has
-    the same hash on every machine.
+    Numbers are rounded, so that the noise in which mathematical libraries differ does not reach the head's hash: with
+    millions of numbers some lie as near as that noise to a half, hence a boundary (ROUNDS_UP) where none lies.
     """
     mesh = builtin_mesh()
-    uv = _uv(mesh)
-    part = face_parts(mesh)
     landmark_faces, landmark_barycentric = landmarks(mesh)
     info = HeadInfo(
         id=HEAD_ID,
@@ -41,26 +41,36 @@ def generate_head() -> tuple[HeadInfo, dict[str, np.ndarray]]:
         mouth_opening_codes=list(MOUTH_OPENING),
         landmark_scheme="ibug68",
     )
-    arrays = {
-        "template": 1e-3 * mesh.points,
+    whole = {
         "faces": mesh.faces,
-        "uv": uv,
         "uv_faces": mesh.faces,
         "face_chart": np.zeros(len(mesh.faces)),
-        "face_part": part,
+        "face_part": face_parts(mesh),
+        "landmark_faces": landmark_faces,
+    }
+    measures = {**measures_of(mesh), "landmark_barycentric": landmark_barycentric}
+    return info, {
+        **{name: a.astype(np.int32) for name, a in whole.items()},
+        **{name: _rounded(a).astype(np.float32) for name, a in measures.items()},
+    }
+
+
+def measures_of(mesh: HeadMesh) -> dict[str, np.ndarray]:
+    """HeadModel's arrays of metres, weights and UV, before they are rounded."""
+    return {
+        "template": 1e-3 * mesh.points,
+        "uv": _uv(mesh),
         "shapedirs": 1e-3 * shape_basis(mesh),
         "exprdirs": 1e-3 * expression_basis(mesh),
         "posedirs": np.zeros((len(mesh.points), 3, 0)),
         "joint_regressor": joint_regressor(mesh),
         "weights": skinning_weights(mesh),
-        "landmark_faces": landmark_faces,
-        "landmark_barycentric": landmark_barycentric,
     }
-    whole = {"faces", "uv_faces", "face_chart", "face_part", "landmark_faces"}
-    return info, {
-        name: np.asarray(a, np.int32) if name in whole else np.round(a, DECIMALS).astype(np.float32)
-        for name, a in arrays.items()
-    }
+
+
+def _rounded(a: np.ndarray) -> np.ndarray:
+    steps = np.floor(np.abs(a) * STEPS + (1.0 - ROUNDS_UP))
+    return np.where(steps > 0, np.copysign(steps / STEPS, a), 0.0)  # never -0, whose bytes differ from 0's
 
 
 @lru_cache(maxsize=1)
