@@ -153,7 +153,7 @@ def test_driver_killed_and_submitted_again_with_other_numbers_of_workers(
 @pytest.mark.slow
 def test_stopped_with_a_checkpoint(ray_cluster: str, folder: Path) -> None:
     """Long enough that it is stopped in the middle, whatever the machine's speed."""
-    long = settings(folder, steps=120, checkpoint_every=1000)
+    long = settings(folder, steps=60, checkpoint_every=1000)
     train(long, folder / "long")
     config, out = write_config(folder / "long.yaml", long), str(folder / "stopped")
     with job(config, out, ray_cluster) as process:
@@ -162,7 +162,7 @@ def test_stopped_with_a_checkpoint(ray_cluster: str, folder: Path) -> None:
         code, printed = ended(process)
     assert code == 130 and "with a checkpoint; the same command goes on" in printed, printed
     (saved,) = complete_checkpoints(out)
-    assert 0 < int(saved[-8:]) < 120
+    assert 0 < int(saved[-8:]) < 60
     with job(config, out, ray_cluster) as process:
         code, printed = ended(process)
     assert code == 0, printed
