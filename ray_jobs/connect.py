@@ -36,6 +36,9 @@ def connect(address: str | None = None, cpus: int | None = None) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+    except ray.exceptions.AuthenticationError as e:
+        reason = " ".join(str(e).split())[:300]
+        raise SpatialAvatarError(f"{wanted}: wants a token (RAY_AUTH_TOKEN; cluster/README.md): {reason}") from None
     except (ConnectionError, RuntimeError, ValueError) as e:
         reason = " ".join(str(e).split())[:300]
         raise SpatialAvatarError(f"{wanted}: no Ray cluster to join there ({reason})") from None

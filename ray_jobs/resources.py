@@ -3,7 +3,9 @@
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 
@@ -11,6 +13,7 @@ from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.training.config import TrainConfig
 
 SECONDS_BETWEEN_LOOKS = 1.0
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container; hosts have no such file
 HUNDREDTH = 100  # Ray takes finer fractions, people do not
 
 
@@ -31,13 +34,38 @@ class Places:
 
 def local_cpus(workers: int) -> int:
     """What a Ray of this machine alone should count: its CPUs, and at least two for each worker."""
-    return max(os.cpu_count() or 1, 2 * workers)
+    return max(usable_cpus(), 2 * workers)
 
 
-def find_places(config: TrainConfig) -> Places:
+def usable_cpus() -> int:
+    """Of this machine, those that this process may use: its affinity, and the quota of its container."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = CPU_QUOTA.read_text().split()
+        return max(1, min(cpus, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # "max": no quota
+        return cpus
+
+
+def held_by_others(places: Places) -> str:
+    """What the cluster has for a training, but not now; empty when there is nothing to wait for."""
+    free = ray.available_resources()
+    if all(free.get(name, 0) + 1e-9 >= places.workers * need for name, need in places.resources.items()):
+        return ""
+    each = " and ".join(f"{need:g} {name}" for name, need in places.resources.items())
+    return f"{places.workers} worker(s) need {each} each; {free_now()} are free, other jobs hold the rest"
+
+
+def free_now() -> str:
+    free = ray.available_resources()
+    return f"{free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU"
+
+
+def find_places(config: TrainConfig, tell: Callable[[str], None] = lambda line: None) -> Places:
     """Room for the training on the cluster that this process is connected to; waits ``wait_seconds`` for it at most.
 
-    A cluster that grows is asked for what is missing. Raises SpatialAvatarError that says what is missing.
+    A cluster that grows is asked for what is missing, which ``tell`` hears when that takes time. Raises
+    SpatialAvatarError that says what is missing.
     """
     from ray.autoscaler.sdk import request_resources
 
@@ -54,6 +82,7 @@ def find_places(config: TrainConfig) -> Places:
                     f"cluster that grows: distributed.wait_seconds, now {config.distributed.wait_seconds:g}"
                 )
             if not asked:
+                tell(f"waiting for machines: {missing}")
                 worker = _wanted(config, _total("CPU"), config.distributed.use_gpu or False)
                 request_resources(bundles=[worker] * config.distributed.workers)
                 asked = True

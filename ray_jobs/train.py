@@ -1,6 +1,7 @@
 """``python -m ray_jobs.train``: the generator's training over the workers of a Ray cluster, or of this machine."""
 
 import os
+import time
 
 # before torch starts its thread pool, which fights over the cores otherwise
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ray_jobs.command import output_folder, run
+from ray_jobs.command import output_folder, run, stop_on_term
 
 if TYPE_CHECKING:
     from ray_jobs.resources import Places
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from spatialavatar.training.loop import Progress
 
 SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_TO_STOP = 60.0  # for workers that do a step to hear that they shall stop
 SECONDS_TO_END = 20.0  # for Ray to tell how a training ended, once it has
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -76,7 +78,7 @@ def train(
 
 def _train(settings: "TrainConfig", folder: str, force: bool, address: str | None) -> None:
     from ray_jobs.connect import connect
-    from ray_jobs.resources import find_places, local_cpus
+    from ray_jobs.resources import find_places, held_by_others, local_cpus
     from ray_jobs.training import absolute, check
     from spatialavatar import files
     from spatialavatar.cli.console import say
@@ -84,15 +86,18 @@ def _train(settings: "TrainConfig", folder: str, force: bool, address: str | Non
     from spatialavatar.errors import SpatialAvatarError
     from spatialavatar.training.run import CONFIG, PARTS
 
+    stop_on_term()
     settings = absolute(settings)
     check(settings, folder, force)
     connect(address, local_cpus(settings.distributed.workers))
-    places = find_places(settings)
+    places = find_places(settings, say)
     if force:
         for part in (*PARTS, CONFIG):
             files.remove(files.join(folder, part))
     say(plan(settings, _described(settings, places), folder))
-    outcome = _watched(settings, folder, places)
+    if held := held_by_others(places):
+        say(f"{held}; waiting for it")
+    outcome = _watched(settings, folder)
     if outcome.error is not None:
         raise SpatialAvatarError(outcome.error)
     if outcome.stopped:
@@ -101,11 +106,12 @@ def _train(settings: "TrainConfig", folder: str, force: bool, address: str | Non
     typer.echo(f"{folder}: {outcome.step} steps, checkpoint {outcome.checkpoint}")
 
 
-def _watched(settings: "TrainConfig", folder: str, places: "Places") -> "Outcome":
+def _watched(settings: "TrainConfig", folder: str) -> "Outcome":
     """The training beside one line of progress; Ctrl-C and SIGTERM ask it to stop."""
     import ray
     from ray.exceptions import RayError
 
+    from ray_jobs.resources import find_places
     from ray_jobs.train_status import status_board
     from ray_jobs.training import fit_in_thread
     from spatialavatar.cli.console import clean_stop, progress, say
@@ -114,14 +120,14 @@ def _watched(settings: "TrainConfig", folder: str, places: "Places") -> "Outcome
     board = status_board()
     speed = Speed(settings)
     latest: Progress | None = None
+    asked: float | None = None  # when
     with clean_stop("step") as stop_requested, progress("training", settings.steps) as update:
-        thread, ended = fit_in_thread(settings, folder, places, board)
-        asked = False
+        thread, ended = fit_in_thread(settings, folder, lambda: find_places(settings), board)
         while thread.is_alive():
             thread.join(SECONDS_BETWEEN_LOOKS)
-            if stop_requested() and not asked:
+            if stop_requested() and asked is None:
                 board.stop.remote()
-                asked = True
+                asked = time.monotonic()
             try:
                 status = ray.get(board.read.remote(), timeout=SECONDS_TO_END)
             except RayError:
@@ -133,6 +139,11 @@ def _watched(settings: "TrainConfig", folder: str, places: "Places") -> "Outcome
             elif latest is None or status.progress.step != latest.step:
                 latest = status.progress
                 update(latest.step, speed.note(latest))
+                asked = time.monotonic() if asked else None
+            if asked is None or status.stopping:
+                continue
+            if status.progress is None or time.monotonic() - asked > SECONDS_TO_STOP:
+                raise KeyboardInterrupt  # no worker is there to hear it; the newest checkpoint is as good as ever
     (outcome,) = ended
     if isinstance(outcome, BaseException):
         raise outcome

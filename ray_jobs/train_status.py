@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.train import UserCallback
 
 from spatialavatar.training.loop import Progress, StopTraining
 
@@ -19,6 +18,7 @@ class Status:
     """As the driver sees it."""
 
     progress: Progress | None = None
+    stopping: bool = False  # the workers were told to, and are at their last checkpoint
     messages: list[str] = field(default_factory=list)  # since it was last looked at
 
 
@@ -37,8 +37,11 @@ class _Board:
 
     def read(self) -> Status:
         """By the driver; messages are read once."""
-        status, self._status = self._status, Status(self._status.progress)
+        status, self._status = self._status, Status(self._status.progress, self._status.stopping)
         return status
+
+    def stopping(self) -> None:
+        self._status.stopping = True
 
     def stop(self) -> None:
         self._stop = True
@@ -50,20 +53,6 @@ def status_board() -> Any:
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(_Board).options(num_cpus=0, scheduling_strategy=here, max_concurrency=4).remote()
-
-
-class Losses(UserCallback):
-    """Tells the driver, from Ray Train's controller, that workers were lost."""
-
-    def __init__(self, board: Any) -> None:
-        self._board = board
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        ranks = sorted(worker_exceptions)
-        lost = f"worker {ranks[0]} was" if len(ranks) == 1 else f"workers {', '.join(map(str, ranks))} were"
-        reason = first_line(next(iter(worker_exceptions.values()), None))
-        message = f"{lost} lost ({reason}); all start again from the newest checkpoint"
-        self._board.update.remote(None, [message])
 
 
 class Reporter(logging.Handler):
@@ -90,6 +79,7 @@ class Reporter(logging.Handler):
             ready, _ = ray.wait([self._answer], timeout=0)
             if ready and ray.get(ready[0]) and progress.step < progress.steps:
                 self.flush_to(progress)
+                self._board.stopping.remote()
                 raise StopTraining
         self.flush_to(progress)
 
@@ -99,7 +89,7 @@ class Reporter(logging.Handler):
         self._answer = self._board.update.remote(progress, messages)
 
 
-def first_line(error: BaseException | None) -> str:
+def first_line(error: BaseException) -> str:
     """What an exception of Ray says, without the pages around it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:LINE]

@@ -1,13 +1,13 @@
 """What each training worker does: the library's run on this worker's share of every batch."""
 
 import logging
-import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ray_jobs.deepspeed_engine import DeepSpeedEngine, import_deepspeed
+from ray_jobs.resources import usable_cpus
 from ray_jobs.train_status import Reporter
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.training.config import TrainConfig
@@ -37,7 +37,7 @@ def work(settings: dict[str, Any]) -> Outcome:
     context = ray.train.get_context()
     device = ray.train.torch.get_device() if settings["gpu"] else torch.device("cpu")
     if device.type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+        torch.set_num_threads(max(1, usable_cpus() // context.get_local_world_size()))
     group = Distributed(device)
     reporter = Reporter(settings["board"]) if group.share.rank == 0 else None
     gauges = _Gauges(settings["out"]) if reporter else None
@@ -56,7 +56,7 @@ def work(settings: dict[str, Any]) -> Outcome:
                 gauges.set(_flat(told))
         # by the step alone: all workers meet in it. It waits for Ray Train's controller, so not for every line
         if settings["report"] and step and (step % config.sheet_every == 0 or step == config.steps):
-            ray.train.report({"step": step, **_flat(progress.latest)})
+            ray.train.report({**_flat(progress.latest), "step": step})
         if reporter:
             reporter(progress)
 

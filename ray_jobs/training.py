@@ -1,20 +1,20 @@
 """A training on Ray: checks, workers, restarts. ``ray_jobs.train`` runs one, ``ray_jobs.tune`` many.
 
-Ray Train starts the workers, finds the lost ones and starts all of them again; the library's run goes on from its own
-newest checkpoint, whoever wrote it. A training whose workers are lost again and again is given up only when no
-checkpoint came in between.
+Ray Train starts the workers and notices when one is lost. All of them then start again, on the machines that are there
+by now, and the library's run goes on from its own newest checkpoint, whoever wrote it. A training whose workers are
+lost again and again is given up only when no checkpoint came in between.
 """
 
 import hashlib
 import os
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_jobs.resources import Places
-from ray_jobs.train_status import Losses, first_line
+from ray_jobs.resources import Places, free_now
+from ray_jobs.train_status import first_line
 from ray_jobs.train_worker import Outcome, work
 from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError
@@ -28,7 +28,10 @@ from spatialavatar.training.stream import Share
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
+    from ray.train.torch import TorchTrainer
 
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"  # by which Ray Train is told
+LEAST_START_TIMEOUT = 60.0
 ENVIRONMENT = {  # of the workers
     "OMP_WAIT_POLICY": "passive",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -75,53 +78,87 @@ def check(config: TrainConfig, out: str, force: bool) -> None:
         require_alexnet_features(None)
 
 
-def fit(config: TrainConfig, out: str, places: Places, board: Any, callbacks: "Sequence[UserCallback]" = ()) -> Outcome:
+def fit(
+    config: TrainConfig,
+    out: str,
+    find: Callable[[], Places],
+    board: Any,
+    callbacks: "Sequence[UserCallback]" = (),
+) -> Outcome:
     """Train, or go on with the run in ``out``, until it ends, stops as asked, or cannot go on.
 
-    ``callbacks`` hear of the log's newest line whenever held-out people are looked at (``sheet_every``).
+    ``find`` tells where the workers start, each time they do: machines come and go. ``callbacks`` hear of the log's
+    newest line whenever held-out people are looked at (``sheet_every``).
 
-    Raises SpatialAvatarError when workers are lost too often.
+    Raises SpatialAvatarError when workers are lost too often, or ``find`` does.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
+    failures = 0
     while True:
         before = newest_step(out)
-        trainer = TorchTrainer(
-            work,  # type: ignore[arg-type]  # Ray declares version 1, and runs version 2
-            train_loop_config={
-                "config": config.model_dump_json(),
-                "out": out,
-                "gpu": places.gpu,
-                "data_workers": places.data_workers,
-                "board": board,
-                "report": bool(callbacks),
-            },
-            scaling_config=ScalingConfig(
-                num_workers=places.workers, use_gpu=places.gpu, resources_per_worker=places.resources
-            ),
-            run_config=RunConfig(  # type: ignore[call-arg]
-                name=f"{Path(out).name}-{hashlib.sha256(out.encode()).hexdigest()[:8]}",
-                storage_path=str(Path(tempfile.gettempdir()) / "spatialavatar-ray"),  # Ray's own notes; nothing of ours
-                failure_config=FailureConfig(max_failures=config.distributed.max_failures),
-                worker_runtime_env={"env_vars": worker_environment()},
-                callbacks=[Losses(board), *callbacks],  # type: ignore[list-item]
-            ),
-            torch_config=TorchConfig(backend="nccl" if places.gpu else "gloo"),
-        )
+        trainer = _trainer(config, out, find(), board, callbacks)
         try:
             outcome: Outcome = trainer.fit().return_value  # type: ignore[attr-defined]
             return outcome
         except Exception as e:  # Ray's own, of several bases
-            if newest_step(out) > before:
-                continue
-            reasons = getattr(e, "worker_failures", None) or {0: e}
-            rank, reason = next(iter(reasons.items()))
-            raise SpatialAvatarError(
-                f"{out}: the workers ended {config.distributed.max_failures + 1} time(s) without a new checkpoint, the "
-                f"last time worker {rank}: {first_line(reason)}; Ray's dashboard has their logs, and the same command "
-                "goes on"
-            ) from e
+            failures = 1 if newest_step(out) > before else failures + 1
+            loss = _loss(e)
+            if failures > config.distributed.max_failures:
+                raise SpatialAvatarError(
+                    f"{out}: the workers ended {failures} time(s) without a new checkpoint, the last time {loss}; "
+                    "Ray's dashboard has their logs, and the same command goes on"
+                ) from e
+            board.update.remote(None, [f"{loss}; all start again from the newest checkpoint"])
+
+
+def _trainer(
+    config: TrainConfig, out: str, places: Places, board: Any, callbacks: "Sequence[UserCallback]"
+) -> "TorchTrainer":
+    """One start of the workers, after whose loss there is no other."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    os.environ[START_TIMEOUT] = str(start_timeout(config))
+    return TorchTrainer(
+        work,  # type: ignore[arg-type]  # Ray declares version 1, and runs version 2
+        train_loop_config={
+            "config": config.model_dump_json(),
+            "out": out,
+            "gpu": places.gpu,
+            "data_workers": places.data_workers,
+            "board": board,
+            "report": bool(callbacks),
+        },
+        scaling_config=ScalingConfig(
+            num_workers=places.workers, use_gpu=places.gpu, resources_per_worker=places.resources
+        ),
+        run_config=RunConfig(  # type: ignore[call-arg]
+            name=f"{Path(out).name}-{hashlib.sha256(out.encode()).hexdigest()[:8]}",
+            # Ray's own notes; nothing of ours
+            storage_path=str(Path(tempfile.gettempdir()) / f"spatialavatar-ray-{os.getuid()}"),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),  # type: ignore[call-arg]
+            worker_runtime_env={"env_vars": worker_environment()},
+            callbacks=list(callbacks),  # type: ignore[arg-type]
+        ),
+        torch_config=TorchConfig(backend="nccl" if places.gpu else "gloo"),
+    )
+
+
+def start_timeout(config: TrainConfig) -> float:
+    """Seconds that workers wait for what other jobs hold."""
+    return max(LEAST_START_TIMEOUT, config.distributed.wait_seconds)
+
+
+def _loss(error: Exception) -> str:
+    """Who was lost, and why."""
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    if failures:
+        ranks = sorted(failures)
+        lost = f"worker {ranks[0]} was" if len(ranks) == 1 else f"workers {', '.join(map(str, ranks))} were"
+        return f"{lost} lost ({first_line(failures[ranks[0]])})"
+    cause = getattr(error, "controller_failure", error)
+    if type(cause).__name__ == "WorkerGroupStartupTimeoutError":
+        return f"the workers found no room ({free_now()} are free, other jobs hold the rest)"
+    return f"the workers did not start ({first_line(cause)})"
 
 
 def worker_environment() -> dict[str, str]:

@@ -61,7 +61,10 @@ class _SweepBoard:
         self._status.evaluating.add(name)
 
     def end(self, name: str, ended: Ended) -> None:
-        self._status.ended[name] = ended
+        """By a trial, or who stopped it; the first end that is final stays."""
+        before = self._status.ended.get(name)
+        if before is None or not before.final:
+            self._status.ended[name] = ended
 
     def read(self) -> SweepStatus:
         """By the driver; messages are read once."""
@@ -106,7 +109,7 @@ def run_trial(values: dict[str, Any], job: Job, board: Any) -> None:
         config, places = job.trials[name].config, job.places[name]
         try:
             folder = trial_folder(job.out, name)
-            outcome = fit(config, folder, places, _OwnLines(board, name), [_reports(config.steps)])
+            outcome = fit(config, folder, lambda: places, _OwnLines(board, name), [_reports(config.steps)])
             if outcome.error is not None:
                 raise SpatialAvatarError(outcome.error)
             ray.get(board.evaluating.remote(name))

@@ -6,6 +6,7 @@ Everything else that a run needs is a function of its configuration and of the s
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,10 @@ _FREE = {
 logger = logging.getLogger(__name__)
 
 
+class AnotherProgram(SpatialAvatarError):
+    """A sound checkpoint that this version of the program cannot go on from."""
+
+
 @dataclass(frozen=True)
 class TrainingState:
     step: int  # optimizer steps done
@@ -80,10 +85,12 @@ def save_checkpoint(
     state: TrainingState,
     training: dict[str, Any],
     keep: int,
+    require: Callable[[], None] = lambda: None,
 ) -> str:
     """Write a checkpoint and remove all but the newest ``keep``, and what killed runs left; returns its folder.
 
     ``moments`` are the engine's, ``training`` is what the generator's file says of its training.
+    ``require`` raises when the run is another's by now; this is then no checkpoint.
     """
     folder = files.join(run, generators.CHECKPOINTS, f"step-{state.step:08d}")
     marker = files.join(folder, generators.COMPLETE)
@@ -102,6 +109,7 @@ def save_checkpoint(
         "generator": digest,
         "optimizer": files.content_hash(moments),
     }
+    require()
     files.write_json(marker, record)
     kept = generators.complete_checkpoints(run)[-keep:]
     for old in generators.step_folders(run):
@@ -115,13 +123,13 @@ def newest_checkpoint(run: files.Location, config: TrainConfig) -> Checkpoint | 
     """The checkpoint to go on from: the newest that is whole; None when there is none at all.
 
     A damaged one is passed over, with a logged line, and is a checkpoint no more. Raises SpatialAvatarError when none
-    is whole, or when the run was made under a configuration that computes something else.
+    is whole, or when the run was made under a configuration that computes something else, or by another version.
     """
     damaged: dict[str, SpatialAvatarError] = {}
     for folder in reversed(generators.complete_checkpoints(run)):
         try:
             found = read_checkpoint(folder)
-        except StoreError:
+        except (StoreError, AnotherProgram):
             raise  # nothing is known to be wrong with it
         except SpatialAvatarError as e:
             damaged[folder] = e
@@ -145,11 +153,16 @@ def newest_checkpoint(run: files.Location, config: TrainConfig) -> Checkpoint | 
 
 
 def read_checkpoint(folder: str) -> Checkpoint:
-    """Raises SpatialAvatarError when its files are damaged or do not belong together."""
+    """Raises SpatialAvatarError when its files are damaged or do not belong together; AnotherProgram."""
     marker = files.join(folder, generators.COMPLETE)
     record = files.read_json(marker)
-    if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
-        raise SpatialAvatarError(f"{folder}: not a checkpoint that this program can read")
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise SpatialAvatarError(f"{folder}: not a checkpoint of a training")
+    another = "go on with the version of this program that wrote it, or start over with --force"
+    if record.get("version") != VERSION:
+        raise AnotherProgram(
+            f"{folder}: its version is {record.get('version')}, this program reads {VERSION}; {another}"
+        )
     try:
         # through the model, so that a setting that came later has its default
         config = TrainConfig.model_validate(record["config"]).model_dump(mode="json")
@@ -157,8 +170,11 @@ def read_checkpoint(folder: str) -> Checkpoint:
             record["step"], record["seconds"], config, record["parent"], record["window"], record.get("anchor")
         )
         hashes = record["generator"], record["optimizer"]
-    except (ValueError, KeyError) as e:
-        raise SpatialAvatarError(f"{marker}: not readable ({' '.join(str(e).split())[:200]})") from None
+    except KeyError as e:
+        raise SpatialAvatarError(f"{marker}: lacks {e}") from None
+    except ValueError as e:
+        reason = " ".join(str(e).split())[:200]
+        raise AnotherProgram(f"{marker}: settings that this program does not know ({reason}); {another}") from None
     where = files.join(folder, generators.FILE)
     facts = generators.read_facts(where)
     moments, _ = files.read_tensors(files.join(folder, OPTIMIZER))

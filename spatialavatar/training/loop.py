@@ -28,6 +28,7 @@ from spatialavatar.training.pool import ClipPool
 from spatialavatar.training.sheet import mean_psnr, sample_sheet
 from spatialavatar.training.step import Objective, render
 from spatialavatar.training.trainer import NotFinite, Trainer
+from spatialavatar.training.writer import Writer
 
 LOG = "train.jsonl"
 SHEETS = "sheets"
@@ -77,14 +78,14 @@ class Loop:
         origin: Origin,
         observe: Callable[[Progress], None],
         group: Group,
+        writer: Writer | None,  # the first process'
         device: torch.device,
         again: str,
     ) -> None:
         self.trainer, self.generator, self.held_out_pool = trainer, trainer.module.generator, held_out
         self.config, self.out, self.origin, self.observe, self.group = config, out, origin, observe, group
         self.progress = Progress(0, config.steps, 0.0)
-        self._device, self._again = device, again
-        self._writes = group.share.rank == 0
+        self._writer, self._device, self._again = writer, device, again
         self._window: list[dict[str, float]] = []
         self._log_lines: list[str] = []
         self._log_written = 0.0
@@ -102,7 +103,7 @@ class Loop:
         self.trainer.seek(state.step)
         self._window, self._saved_step = state.window, state.step
         self.progress = Progress(state.step, self.config.steps, state.seconds, saved=found.folder)
-        if not self._writes:
+        if self._writer is None:
             return
         where = files.join(self.out, LOG)
         lines = files.read_bytes(where).decode().splitlines() if files.exists(where) else []
@@ -149,7 +150,7 @@ class Loop:
 
     def _write_checkpoint(self, moments: dict[str, np.ndarray], last: bool) -> list[StoreError]:
         """By the first process; the error of a store that did not take it."""
-        if not self._writes:
+        if self._writer is None:
             return []
         step, origin = self.trainer.step_number, self.origin
         config = self.config.model_dump(mode="json")
@@ -165,7 +166,9 @@ class Loop:
         keep = self.config.keep_checkpoints
         try:
             self._write_log()
-            self.progress.saved = save_checkpoint(self.out, self.generator, moments, state, training, keep)
+            self.progress.saved = save_checkpoint(
+                self.out, self.generator, moments, state, training, keep, self._writer.require
+            )
         except StoreError as e:
             if last:
                 raise
@@ -175,13 +178,12 @@ class Loop:
         return []
 
     def close(self) -> None:
-        """End the log; a store that does not take its last lines is no reason to fail, while others wait."""
+        """End the log; last lines that cannot be written are no reason to fail, while others wait."""
         try:
-            if self._writes:
-                self._write_log()
+            self._write_log()
             if self._board is not None:
                 self._board.close()
-        except StoreError as e:
+        except (SpatialAvatarError, OSError) as e:
             logger.warning("the last lines of the log are not in %s: %s", self.out, e)
 
     def _together(self, work: Callable[[], None]) -> None:
@@ -239,7 +241,7 @@ class Loop:
         """The line to log and board, then a sample sheet; written by the first process."""
         if line is not None:
             self.progress.latest = line
-        if not self._writes:
+        if self._writer is None:
             return
         if line is not None:
             self._log_lines.append(json.dumps(line, allow_nan=False))
@@ -252,7 +254,12 @@ class Loop:
                 except StoreError as e:
                     logger.warning("%s; going on, the log is written again later", e)
         if sheet:
-            self._sheet()
+            try:
+                self._sheet()
+            except torch.OutOfMemoryError:
+                logger.warning(
+                    "no sample sheet at step %d: out of memory on %s", self.trainer.step_number, self._device
+                )
 
     @torch.no_grad()
     def _sheet(self) -> None:
@@ -260,7 +267,7 @@ class Loop:
         self._tick()
         if self._held_out is None:
             assert self.held_out_pool is not None
-            self._held_out = held_out_batches(self.config, self.held_out_pool)
+            self._held_out = held_out_batches(self.config, self.held_out_pool, self.group.share.world)
         self.trainer.module.eval()
         shown = []
         for batch in self._held_out:
@@ -317,6 +324,9 @@ class Loop:
         )
 
     def _write_log(self) -> None:
+        if self._writer is None:
+            return
+        self._writer.require()
         files.write_bytes(files.join(self.out, LOG), "".join(line + "\n" for line in self._log_lines).encode())
         if self._board is not None:
             self._board.publish()
@@ -328,9 +338,9 @@ class Loop:
         self._since = now
 
 
-def held_out_batches(config: TrainConfig, pool: ClipPool) -> list[Batch]:
-    """The same samples of a pool every time."""
+def held_out_batches(config: TrainConfig, pool: ClipPool, world: int = 1) -> list[Batch]:
+    """The same samples of a pool every time, as many at a time as one of ``world`` processes trains on."""
     numbers = range(config.held_out_samples)
-    size = config.batch_size
+    size = config.batch_size // world
     examples = [make_example(pool, number, config) for number in numbers]
     return [collate(examples[start : start + size]) for start in range(0, len(examples), size)]

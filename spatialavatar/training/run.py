@@ -1,9 +1,9 @@
 """A training run: batches, steps, log, sample sheets, checkpoints (method.md section 3), in one process or in many.
 
-The run's folder holds ``config.yaml`` (resolved), ``train.jsonl``, ``tensorboard/``, ``sheets/`` and ``checkpoints/``,
-and in Phase 2 ``anchor.safetensors``. A killed run goes on from its newest complete checkpoint, on the CPU bit for bit
-as if it had never stopped; with another number of processes it sees the same samples and takes the same steps, up to
-rounding.
+The run's folder holds ``config.yaml`` (resolved), ``writer.json`` (who trains), ``train.jsonl``, ``tensorboard/``,
+``sheets/`` and ``checkpoints/``, and in Phase 2 ``anchor.safetensors``. A killed run goes on from its newest complete
+checkpoint, on the CPU bit for bit as if it had never stopped; with another number of processes it sees the same samples
+and takes the same steps, up to rounding.
 """
 
 from collections.abc import Callable, Generator
@@ -57,6 +57,7 @@ from spatialavatar.training.setup import (
 from spatialavatar.training.step import TrainingModule
 from spatialavatar.training.stream import batches, worker_batches
 from spatialavatar.training.trainer import Trainer
+from spatialavatar.training.writer import Writer
 
 CONFIG = "config.yaml"
 PARTS = (CHECKPOINTS, LOG, SHEETS, TENSORBOARD, FAILED_BATCH, FAILED_BATCHES, ANCHOR)  # beside the configuration
@@ -94,7 +95,9 @@ def train(
         return start.folder
     ready = unanimous(group, lambda: _Ready.of(config, out, device, start, group, stream))
     trainer = Trainer(ready.module, config, make_engine(ready.module, config), group)
-    run = Loop(trainer, config, ready.held_out, out, ready.origin, observe, group, torch.device(device), again)
+    run = Loop(
+        trainer, config, ready.held_out, out, ready.origin, observe, group, ready.writer, torch.device(device), again
+    )
     if ready.found is not None:
         unanimous(group, partial(run.resume, ready.found))
     with closing(ready.batches(trainer.step_number)) as ours:
@@ -144,6 +147,7 @@ class _Ready:
     found: Checkpoint | None
     origin: Origin
     held_out: ClipPool | None  # the first process'
+    writer: Writer | None  # the first process'
     batches: Callable[[int], Generator[PackedBatch, None, None]]  # from a step on
 
     @staticmethod
@@ -171,12 +175,14 @@ class _Ready:
             generator, parent = found.generator(config, head), found.state.parent
             anchor = read_anchor(files.join(out, ANCHOR), found.state.anchor) if anchored else None
         origin = Origin(parent, licence_of(generator, pool, parent) if pool else "", anchor_hash(anchor))
-        if first:
+        writer = Writer(out) if first else None
+        if writer is not None:
+            content = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+            files.write_bytes(files.join(out, CONFIG), content.encode())
+            writer.take_over()
             if found is None:
                 for stale in PARTS:
                     files.remove(files.join(out, stale))
-            content = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-            files.write_bytes(files.join(out, CONFIG), content.encode())
             if found is None and anchor is not None:
                 write_anchor(files.join(out, ANCHOR), anchor)
 
@@ -188,7 +194,7 @@ class _Ready:
             assert pool is not None
             return batches(pool, config, step)
 
-        return _Ready(build_module(config, generator, anchor, device, lpips), found, origin, held_out, ours)
+        return _Ready(build_module(config, generator, anchor, device, lpips), found, origin, held_out, writer, ours)
 
 
 def claim_run(out: files.Location, resume: bool, force: bool, parent: str | None = None) -> None:

@@ -108,8 +108,9 @@ def test_bad_input_is_one_line(
         patch.setattr(sys, "argv", ["train", "--config", str(config), "--out", out, *options])
         command.run(app, "ray_jobs.train")
     assert e.value.code == 2
-    line = capsys.readouterr().err.strip()
-    assert message in line and line.startswith("error: ") and "\n" not in line
+    *before, line = capsys.readouterr().err.strip().splitlines()
+    assert message in line and line.startswith("error: ")
+    assert [told.split(":")[0] for told in before] == ["waiting for machines"] * (case == "no workers")
     assert not Path(out).exists() or not list(Path(out).iterdir())
 
 
@@ -170,6 +171,27 @@ def test_stopped_with_a_checkpoint(ray_cluster: str, folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_stopped_before_it_starts(ray_cluster: str, folder: Path, config: Path) -> None:
+    """Another job holds all CPUs: it says so, and ends when it is told to."""
+    import ray
+
+    held = ray.util.placement_group([{"CPU": 4}])
+    ray.get(held.ready())
+    try:
+        with job(config, str(folder / "waiting"), ray_cluster) as process:
+            assert process.stdout
+            for line in process.stdout:
+                if "waiting for it" in line:
+                    break
+            assert "0 CPU and 0 GPU are free, other jobs hold the rest" in line
+            process.send_signal(signal.SIGTERM)
+            code, printed = ended(process)
+    finally:
+        ray.util.remove_placement_group(held)
+    assert code == 130 and "interrupted; run the same command again to go on" in printed, printed
+
+
+@pytest.mark.slow
 def test_a_store_that_fails_during_a_checkpoint(
     ray_cluster: str, faulty_store: "FaultyStore", s3_bucket: str, config: Path, undisturbed: str
 ) -> None:
@@ -216,7 +238,7 @@ NODES = """
 
 @pytest.mark.slow
 def test_a_machine_that_goes_away(ray_cluster: str, folder: Path, config: Path, undisturbed: str) -> None:
-    """Both workers were on it; they start again on another one."""
+    """Each had one worker; both start again on the one that stays, with fewer CPUs each."""
     out = str(folder / "machine")
     environment = {**os.environ, "RAY_ADDRESS": ""}
     nodes = subprocess.Popen(
@@ -226,9 +248,9 @@ def test_a_machine_that_goes_away(ray_cluster: str, folder: Path, config: Path, 
     assert nodes.stdin and nodes.stdout
     try:
         address = nodes.stdout.readline().strip()
-        with job(config, out, address, "--workers", "2", "--set", "distributed.cpus_per_worker=1.5") as process:
+        with job(config, out, address, "--workers", "2") as process:
             wait_for(lambda: checkpoint_of(out, 5), process)
-            (raylet,) = {worker.ppid() for worker in training_workers(address)}
+            raylet, _ = {worker.ppid() for worker in training_workers(address)}
             nodes.stdin.write(f"{raylet}\n")
             nodes.stdin.flush()
             assert nodes.stdout.readline().strip() == "gone"

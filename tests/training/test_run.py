@@ -210,6 +210,33 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     assert [p.name for p in (out / "checkpoints").iterdir()] == ["step-00000004"]
 
 
+@pytest.mark.parametrize("change", [{"version": 2}, {"config": {"optimizer": {"kind": "lion"}}}])
+def test_a_checkpoint_of_a_newer_program_stays(folder: Path, change: dict[str, Any]) -> None:
+    out = folder / f"newer-{next(iter(change))}"
+    with pytest.raises(Killed):
+        train(training_in(folder, checkpoint_every=1), out, observe=kill_at(3))
+    before = complete_checkpoints(out)
+    record = Path(before[-1]) / "checkpoint.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | change))
+    with pytest.raises(SpatialAvatarError, match=r"step-00000003.*go on with the version of this program that wrote"):
+        train(training_in(folder), out, resume=True)
+    assert complete_checkpoints(out) == before
+
+
+def test_a_run_that_another_training_took_over_is_left_to_it(folder: Path, phase1: Path) -> None:
+    """The forgotten one, ahead by a step, ends at its next checkpoint; the other's are all that stay."""
+    out = folder / "taken-over"
+
+    def start_over(progress: Progress) -> None:
+        if progress.step == 3:
+            train(training_in(folder), out, force=True)
+
+    with pytest.raises(SpatialAvatarError, match=r"a training that was started later writes here \(process \d+ on "):
+        train(training_in(folder, steps=6, checkpoint_every=1), out, observe=start_over)
+    assert_same_end(out, phase1)
+    assert [Path(step).name for step in complete_checkpoints(out)] == ["step-00000002", "step-00000004"]
+
+
 def test_only_the_newest_checkpoints_are_kept(folder: Path) -> None:
     out = folder / "kept"
     train(training_in(folder, checkpoint_every=1, keep_checkpoints=2), out)
@@ -481,6 +508,18 @@ def test_memory_that_does_not_suffice_is_one_line(folder: Path, monkeypatch: pyt
     with pytest.raises(SpatialAvatarError, match=r"at step 1 with batch_size 3.*gradient_checkpointing.*summary") as e:
         train(training_in(folder), folder / "full")
     assert "\n" not in str(e.value)
+
+
+def test_memory_that_does_not_suffice_for_a_sheet_costs_the_sheet_alone(
+    folder: Path, phase1: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr("spatialavatar.training.loop.sample_sheet", full)
+    train(training_in(folder), folder / "no-sheets")
+    assert "no sample sheet at step 4: out of memory on cpu" in caplog.text
+    assert_same_tensors(folder / "no-sheets", phase1)
 
 
 # stops that nothing can catch, places that are no disk

@@ -1,0 +1,31 @@
+"""Who writes into a run's folder: of two trainings that are alive, the one that was started last."""
+
+import os
+import socket
+import uuid
+
+from spatialavatar import files
+from spatialavatar.errors import SpatialAvatarError
+
+WRITER = "writer.json"
+
+
+class Writer:
+    """One training's right to write, until another one takes it."""
+
+    def __init__(self, run: files.Location) -> None:
+        self._run = run
+        self._id = uuid.uuid4().hex
+
+    def take_over(self) -> None:
+        content = {"id": self._id, "host": socket.gethostname(), "process": os.getpid()}
+        files.write_json(files.join(self._run, WRITER), content)
+
+    def require(self) -> None:
+        """Raises SpatialAvatarError when another training has taken over."""
+        found = files.read_json(files.join(self._run, WRITER))
+        if not isinstance(found, dict) or found.get("id") != self._id:
+            who = f"process {found.get('process')} on {found.get('host')}" if isinstance(found, dict) else "another one"
+            raise SpatialAvatarError(
+                f"{self._run}: a training that was started later writes here ({who}); this one ends"
+            )
