@@ -142,23 +142,15 @@ def _described(plans: "Sequence[TrialPlan]", todo: "Sequence[TrialPlan]", room: 
 
 def _run(sweep: "TuneConfig", job: "Job", at_a_time: int, before: "Mapping[str, Ended]") -> "dict[str, Ended]":
     """How the trials without an end came to one, beside one line of progress."""
-    from ray_jobs.tune_search import endings, interrupted, new
+    from ray_jobs.tune_search import crashed, tuner
     from ray_jobs.tune_trial import sweep_board
     from spatialavatar.cli.console import progress
 
     board = sweep_board()
-    ended: dict[str, Ended] = {}
     with progress("variants", len(job.trials)) as update:
-        line = _Line(update, job, before)
-        if (tuner := interrupted(job, board, at_a_time)) is not None:
-            results = _watched(tuner, board, line)
-            told = _look(board).ended
-            # a trial that failed before returned to Tune as one that is done: it is begun anew below
-            ended = endings(results, sweep, job, {**{name: None for name in before}, **told})
-        if left := [name for name in job.places if name not in ended]:
-            results = _watched(new(sweep, job, board, at_a_time, left), board, line)
-            ended |= endings(results, sweep, job, _look(board).ended)
-    return {name: end for name, end in ended.items() if name in job.places}
+        results = _watched(tuner(sweep, job, board, at_a_time), board, _Line(update, job, before))
+    told = _look(board).ended
+    return told | crashed(results, job, told)
 
 
 class _Line:
@@ -186,7 +178,7 @@ class _Line:
 
 
 def _watched(tuner: Any, board: Any, line: _Line) -> Any:
-    """Tune's results. Ctrl-C and SIGTERM let Tune write down where it stands before they interrupt the program."""
+    """Tune's results. Ctrl-C and SIGTERM let Tune end its trials before they interrupt the program."""
     over = threading.Event()
     watcher = threading.Thread(target=_watch, args=(board, line, over), name="progress", daemon=True)
     watcher.start()

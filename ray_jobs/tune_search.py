@@ -1,14 +1,21 @@
-"""Ray Tune around the trials of a sweep: which run, how many at a time, which are stopped, how each ended."""
+"""Ray Tune around the trials of a sweep: how many at a time, which are stopped, which crashed.
+
+Tune's own state is never read again. A sweep goes on from what lies in the folders of its trials: checkpoints, curves,
+and how those that ended did.
+"""
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+
 from ray_jobs.train_status import first_line
-from ray_jobs.tune_config import TuneConfig
+from ray_jobs.tune_config import AshaConfig, TuneConfig
 from ray_jobs.tune_places import TRIAL_CPUS
-from ray_jobs.tune_result import TUNE, Ended, write_ended
+from ray_jobs.tune_result import TUNE, Ended, read_curve, write_ended
 from ray_jobs.tune_trial import Job, run_trial
 from spatialavatar import files
 
@@ -20,91 +27,91 @@ ENVIRONMENT = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that is done already reports nothing
 }
 
-
-def interrupted(job: Job, board: Any, at_a_time: int) -> Any:
-    """Tune's run of an earlier program, with this many trials at a time, to go on; None when there is none."""
-    from ray import tune
-
-    _quiet()
-    where = files.join(job.out, TUNE, _name(at_a_time))
-    if not tune.Tuner.can_restore(where):
-        return None
-    return tune.Tuner.restore(where, _trainable(job, board), resume_unfinished=True, restart_errored=True)
+NOBODY: Any = None  # in place of Tune's controller, which ASHA does not use
 
 
-def new(sweep: TuneConfig, job: Job, board: Any, at_a_time: int, names: Sequence[str]) -> Any:
-    """A run of Tune over these trials; each of them still goes on from its own checkpoints."""
-    from ray import tune
-    from ray.tune.schedulers import ASHAScheduler
+class Halving(ASHAScheduler):
+    """ASHA by the held-out PSNR. It knows how all trials stood before this program, and writes down whom it stops."""
 
-    _quiet()
-    files.remove(files.join(job.out, TUNE, _name(at_a_time)))
-    scheduler = None
-    if sweep.search == "asha":
-        scheduler = ASHAScheduler(
+    def __init__(self, config: AshaConfig, job: Job, board: Any) -> None:
+        super().__init__(
             time_attr="step",
             metric="held_out_psnr",
             mode="max",
-            max_t=max(job.trials[name].config.steps for name in names),
-            grace_period=sweep.asha.grace_period,
-            reduction_factor=sweep.asha.reduction_factor,
+            max_t=max(trial.config.steps for trial in job.trials.values()),
+            grace_period=config.grace_period,
+            reduction_factor=config.reduction_factor,
             stop_last_trials=False,  # who came to the end is evaluated
         )
+        self._job, self._board = job, board
+        for name in job.trials:
+            super().on_trial_add(NOBODY, _named(name))
+            for step, psnr in read_curve(job.out, name):
+                super().on_trial_result(NOBODY, _named(name), {"step": step, "held_out_psnr": psnr})
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        name, job = _variant(trial), self._job
+        action: str = super().on_trial_result(tune_controller, _named(name), result)
+        if action == TrialScheduler.STOP:
+            ended = Ended(stopped=result["step"], held_out_psnr=result["held_out_psnr"])
+            write_ended(job.out, name, job.fingerprints[name], ended)
+            self._board.end.remote(name, ended)
+        return action
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Every trial is known from the start."""
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Its last report was heard already."""
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """What it reported stays."""
+
+
+def tuner(sweep: TuneConfig, job: Job, board: Any, at_a_time: int) -> Any:
+    """A run of Tune over the trials that are still to do; each goes on from its own checkpoints."""
+    from ray import tune
+
+    os.environ.update(ENVIRONMENT)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    files.remove(files.join(job.out, TUNE))
+    trainable = tune.with_parameters(run_trial, job=job, board=board)
     return tune.Tuner(
-        _trainable(job, board),
-        param_space={"variant": tune.grid_search(list(names))},
+        tune.with_resources(trainable, {"CPU": TRIAL_CPUS}),
+        param_space={"variant": tune.grid_search(list(job.places))},
         tune_config=tune.TuneConfig(
-            scheduler=scheduler,
+            scheduler=Halving(sweep.asha, job, board) if sweep.search == "asha" else None,
             max_concurrent_trials=at_a_time,
             trial_name_creator=_variant,
             trial_dirname_creator=_variant,
         ),
         run_config=tune.RunConfig(
-            name=_name(at_a_time),
-            storage_path=files.join(job.out, TUNE),
+            name=TUNE,
+            storage_path=job.out,
             failure_config=tune.FailureConfig(max_failures=CRASHES),
             verbose=0,
         ),
     )
 
 
-def endings(results: Any, sweep: TuneConfig, job: Job, told: Mapping[str, Ended | None]) -> dict[str, Ended]:
-    """How trials ended: as they ``told`` themselves, where None is to be begun anew, or else as Tune knows it."""
+def crashed(results: Any, job: Job, told: Mapping[str, Ended]) -> dict[str, Ended]:
+    """The trials that have not ``told`` how they ended, because their own process did."""
     found: dict[str, Ended] = {}
     for result in results:
         name = result.config["variant"]
-        if name not in job.places:
-            continue
-        ended = told.get(name)
-        if ended is None and result.error is not None:
-            ended = Ended(failed=_reason(result.error))
-            write_ended(job.out, name, job.fingerprints[name], ended)
-        elif ended is None and name not in told and sweep.search == "asha" and "step" in (result.metrics or {}):
-            ended = Ended(stopped=result.metrics["step"], held_out_psnr=result.metrics["held_out_psnr"])
-            write_ended(job.out, name, job.fingerprints[name], ended)
-        if ended is not None:
-            found[name] = ended
+        if result.error is not None and name not in told:
+            found[name] = Ended(failed=_reason(result.error))
+            write_ended(job.out, name, job.fingerprints[name], found[name])
     return found
 
 
-def _trainable(job: Job, board: Any) -> Any:
-    from ray import tune
-
-    return tune.with_resources(tune.with_parameters(run_trial, job=job, board=board), {"CPU": TRIAL_CPUS})
-
-
-def _name(at_a_time: int) -> str:
-    """Tune keeps how many trials run at a time with a run: with another number it is another run."""
-    return f"{at_a_time}-at-a-time"
+def _named(name: str) -> Any:
+    """A trial as ASHA knows it: by its variant, which is the same in every program."""
+    return SimpleNamespace(trial_id=name)
 
 
 def _variant(trial: Any) -> str:
     return str(trial.config["variant"])
-
-
-def _quiet() -> None:
-    os.environ.update(ENVIRONMENT)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 
 def _reason(error: BaseException) -> str:

@@ -268,8 +268,8 @@ def test_a_trial_that_fails_stops_no_other(
     assert "\nwild: " in (out / "table.md").read_text() and "loss is inf at step 1" in (out / "table.md").read_text()
 
 
-def start(config: Path, out: Path, address: str) -> "subprocess.Popen[str]":
-    options = ["--config", str(config), "--out", str(out), "--address", address, "--trials", "1"]
+def start(config: Path, out: Path, address: str, trials: int = 1) -> "subprocess.Popen[str]":
+    options = ["--config", str(config), "--out", str(out), "--address", address, "--trials", str(trials)]
     return subprocess.Popen(
         [sys.executable, "-m", "ray_jobs.tune", *options],
         cwd=ROOT,
@@ -307,27 +307,33 @@ def test_a_sweep_that_ends_in_the_middle(folder: Path, training: Path, ray_clust
 
 
 @pytest.mark.slow
-def test_trials_that_fall_behind_are_stopped(
-    folder: Path, training: Path, ray_cluster: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One at a time: the second, which learns nothing, is worse than the first at the first look."""
-    out = folder / "asha"
+def test_trials_that_fall_behind_are_stopped_for_good(folder: Path, training: Path, ray_cluster: str) -> None:
+    """One learns nothing, and is stopped; the driver dies, and another goes on with the rest, one at a time."""
+    out, behind = folder / "asha", "learning_rate=1e-09"
     file = sweep_file(
         folder / "asha.yaml",
         training,
         grid={"optimizer.learning_rate": [1e-2, 1e-9]},
         paper={},
-        set={"steps": 200, "sheet_every": 10, "checkpoint_every": 10},
+        set={"steps": 120, "sheet_every": 10, "checkpoint_every": 10},
         search="asha",
         asha={"grace_period": 10, "reduction_factor": 2},
-        concurrent=1,
     )
-    assert command(monkeypatch, "--config", file, "--out", out) == 0
+    first = start(file, out, ray_cluster, trials=2)
+    wait_for((out / "ended" / f"{behind}.json").exists, first)
+    first.kill()
+    code, printed = ended(first)
+    assert code == -signal.SIGKILL, printed
+    trained = folder_content(out / "trials" / behind)
+
+    code, printed = ended(start(file, out, ray_cluster))
+    assert code == 0 and "2 variants, 1 of them done, one at a time" in printed, printed
+    assert folder_content(out / "trials" / behind) == trained
     rows = table_of(out)
     assert float(rows[FAST]["psnr"]) > 0 and rows[FAST]["note"] == ""
-    stopped = rows["learning_rate=1e-09"]
+    stopped = rows[behind]
     assert stopped["psnr"] == "" and stopped["note"].startswith("stopped at step ") and stopped["held_out_psnr"]
-    assert int(stopped["note"].rpartition(" ")[2]) < 200
+    assert int(stopped["note"].rpartition(" ")[2]) < 120
 
 
 def test_another_folder_is_refused(
