@@ -21,6 +21,7 @@ from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.generator.checkpoint import complete_checkpoints
 from spatialavatar.losses.lpips_weights import WEIGHTS_VARIABLE, require_alexnet_features
 from spatialavatar.training.config import DataConfig, TrainConfig
+from spatialavatar.training.optimization import learning_rate_factor
 from spatialavatar.training.pool import open_pool
 from spatialavatar.training.run import claim_run
 from spatialavatar.training.setup import find_parent, training_head
@@ -62,12 +63,20 @@ def absolute(config: TrainConfig) -> TrainConfig:
 
 
 def check(config: TrainConfig, out: str, force: bool) -> None:
-    """What is wrong with the input, before any worker starts. Raises SpatialAvatarError."""
-    Share(0, config.distributed.workers).rows(config.batch_size)
+    """What is wrong with the input or the folder, before any worker starts. Raises SpatialAvatarError."""
+    check_input(config, started=not force and bool(complete_checkpoints(out)))
     claim_run(out, resume=not force, force=force, parent=config.phase1_checkpoint)
+
+
+def check_input(config: TrainConfig, started: bool) -> None:
+    """What is wrong with the input; writes nothing. A run that has ``started`` needs nothing of Phase 1 any more.
+
+    Raises SpatialAvatarError.
+    """
+    Share(0, config.distributed.workers).rows(config.batch_size)
+    learning_rate_factor(0, config.steps, config.schedule)
     head = training_head(config)
-    started = not force and bool(complete_checkpoints(out))
-    parent = None if started else find_parent(config)  # a run that goes on needs nothing of Phase 1
+    parent = None if started else find_parent(config)
     if parent is not None:
         where, facts = parent
         facts.head.require(head, where)

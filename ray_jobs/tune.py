@@ -92,38 +92,54 @@ def tune(
 def _tune(sweep: "TuneConfig", plans: "Sequence[TrialPlan]", out: str, force: bool, address: str | None) -> None:
     from ray_jobs.connect import connect
     from ray_jobs.resources import local_cpus
-    from ray_jobs.training import check, worker_environment
+    from ray_jobs.training import check_input, worker_environment
     from ray_jobs.tune_places import find_room
-    from ray_jobs.tune_result import MARKDOWN, claim_sweep, fingerprint, read_ended, trial_folder, write_result
+    from ray_jobs.tune_result import (
+        MARKDOWN,
+        begin,
+        fingerprint,
+        read_ended,
+        require_own,
+        trial_folder,
+        write_result,
+    )
     from ray_jobs.tune_trial import Job
     from spatialavatar import files
     from spatialavatar.cli.console import say
+    from spatialavatar.errors import SpatialAvatarError
+    from spatialavatar.generator.checkpoint import complete_checkpoints
     from spatialavatar.training.pool import open_pool
     from spatialavatar.training.setup import training_head
 
     if sweep.evaluate.data is not None:
         first = plans[0].config
         open_pool(sweep.evaluate.data, training_head(first), first.phase)
-    claim_sweep(out, sweep, plans, force)
     for plan in plans:
-        check(plan.config, trial_folder(out, plan.name), False)
+        started = not force and bool(complete_checkpoints(trial_folder(out, plan.name)))
+        check_input(plan.config, started)
+    require_own(out, sweep, plans, force)
     prints = {plan.name: fingerprint(plan, sweep) for plan in plans}
-    found = {name: read_ended(out, name, prints[name]) for name in prints}
+    found = {} if force else {name: read_ended(out, name, prints[name]) for name in prints}
     ended = {name: end for name, end in found.items() if end is not None}
     todo = [plan for plan in plans if plan.name not in ended or not ended[plan.name].final]
     if todo:
         connect(address, local_cpus(max(plan.config.distributed.workers for plan in todo)))
         stop_on_term()
         room = find_room([plan.config for plan in todo], sweep.concurrent)
+    begin(out, sweep, plans, force)
+    if todo:
         say(_described(plans, todo, room, out))
         places = {plan.name: place for plan, place in zip(todo, room.places)}
         job = Job(out, {plan.name: plan for plan in plans}, places, prints, sweep.evaluate, worker_environment())
         ended |= _run(sweep, job, room.trials, ended)
     rows = write_result(out, sweep, plans, ended)
     typer.echo(files.read_bytes(files.join(out, MARKDOWN)).decode())
-    failed = sum(end.failed is not None for end in ended.values())
+    failures = [end.failed for end in ended.values() if end.failed is not None]
+    if not any(end.evaluation for end in ended.values()):
+        first_reason = f" ({failures[0]})" if failures else ""
+        raise SpatialAvatarError(f"{out}: none of {len(rows)} variants has a result{first_reason}; table.md says why")
     new = f"{len(todo)} new" if todo else "nothing new"
-    typer.echo(f"{out}: {len(rows)} variants, {new}" + (f", {failed} failed" if failed else ""))
+    typer.echo(f"{out}: {len(rows)} variants, {new}" + (f", {len(failures)} failed" if failures else ""))
 
 
 def _described(plans: "Sequence[TrialPlan]", todo: "Sequence[TrialPlan]", room: "Room", out: str) -> str:

@@ -42,32 +42,36 @@ class Ended:
         return self.failed is None
 
 
-def claim_sweep(out: str, sweep: TuneConfig, trials: Sequence[TrialPlan], force: bool) -> None:
-    """Make ``out`` ready for this sweep, to begin or to go on; ``force`` starts over.
-
-    Raises SpatialAvatarError when it holds something else, or another sweep.
-    """
-    where = files.join(out, SWEEP)
-    now = {
-        "sweep": sweep.model_dump(mode="json"),
-        "trials": {trial.name: trial.config.model_dump(mode="json") for trial in trials},
-    }
+def require_own(out: str, sweep: TuneConfig, trials: Sequence[TrialPlan], force: bool) -> None:
+    """Raises SpatialAvatarError when ``out`` holds something else or, without ``force``, another sweep."""
     names = files.list_folder(out)
     taken = [name for name in PARTS if name in names]
     if taken and SWEEP not in names:
         raise SpatialAvatarError(f"{out}: holds {taken[0]}, but no {SWEEP}; name another folder")
     files.claim_output_folder(out, SWEEP, force)
     if SWEEP in names and not force:
-        changed = _difference(_kept(where), now)
+        changed = _difference(_kept(files.join(out, SWEEP)), _content(sweep, trials))
         if changed:
             raise SpatialAvatarError(
                 f"{out}: holds another sweep ({changed}); go on with the one it was started with, name another folder, "
                 "or start over with --force"
             )
+
+
+def begin(out: str, sweep: TuneConfig, trials: Sequence[TrialPlan], force: bool) -> None:
+    """Write down what the sweep is; ``force`` removes the one before."""
     if force:
         for part in PARTS:
             files.remove(files.join(out, part))
-    files.write_bytes(where, yaml.safe_dump(now, sort_keys=False).encode())
+    content = yaml.safe_dump(_content(sweep, trials), sort_keys=False)
+    files.write_bytes(files.join(out, SWEEP), content.encode())
+
+
+def _content(sweep: TuneConfig, trials: Sequence[TrialPlan]) -> dict[str, Any]:
+    return {
+        "sweep": sweep.model_dump(mode="json"),
+        "trials": {trial.name: trial.config.model_dump(mode="json") for trial in trials},
+    }
 
 
 def fingerprint(trial: TrialPlan, sweep: TuneConfig) -> str:

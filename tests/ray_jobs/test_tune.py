@@ -119,6 +119,9 @@ MISTAKES = {
     "evaluate.data.clips=[/nowhere]": "/nowhere",
     "search=bayes": "search",
     "train=none.yaml": "none.yaml",
+    "set.data.clips=[/none/here]": "/none/here",
+    "set.phase1_checkpoint=runs/typo": "runs/typo: Phase 1 starts from new weights",
+    "set.schedule.warmup_steps=8": "warmup_steps is 8, but the decay ends at step 8; make the warm-up shorter",
 }
 
 
@@ -155,6 +158,54 @@ def test_mistakes_are_one_line_before_ray_starts(
     line = capsys.readouterr().err.strip()
     assert MISTAKES[override] in line and line.startswith("error: ") and "\n" not in line
     assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_costs_no_sweep_that_is_there(
+    tmp_path: Path, training: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--force removes it when all is known to be well, and what holds another sweep is refused before Ray starts."""
+    import ray_jobs.connect
+    import ray_jobs.tune_places
+
+    def full(*_: Any) -> None:
+        raise SpatialAvatarError("the cluster has no room")
+
+    monkeypatch.setattr(ray_jobs.tune_places, "find_room", full)
+    out, file = tmp_path / "out", sweep_file(tmp_path / "s.yaml", training)
+    options = ["--config", file, "--out", out]
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_jobs.connect, "connect", lambda *_: None)
+        assert command(patch, *options) == 2 and not list(out.iterdir())  # nothing holds the folder
+        (out / "sweep.yaml").write_text(yaml.safe_dump({"sweep": {}, "trials": {"other": {}}}))
+        (out / "trials/other").mkdir(parents=True)
+        (out / "table.md").write_text("of days of work")
+        before = folder_content(out)
+        assert command(patch, *options, "--force") == 2 and "no room" in capsys.readouterr().err
+    monkeypatch.setattr(ray_jobs.connect, "connect", lambda *_: pytest.fail("connected"))
+    assert command(monkeypatch, *options, "--force", "--set", "set.phase1_checkpoint=runs/typo") == 2
+    assert command(monkeypatch, *options) == 2 and "holds another sweep" in capsys.readouterr().err
+    assert folder_content(out) == before
+
+
+def test_a_sweep_without_any_result_has_failed(
+    tmp_path: Path, training: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import ray_jobs.connect
+    import ray_jobs.tune
+    import ray_jobs.tune_places
+    from ray_jobs.resources import Places
+    from ray_jobs.tune_result import Ended
+
+    room = ray_jobs.tune_places.Room(2, (Places(1, 1.0, False, 1),) * 2)
+    monkeypatch.setattr(ray_jobs.connect, "connect", lambda *_: None)
+    monkeypatch.setattr(ray_jobs.tune_places, "find_room", lambda *_: room)
+    ends = {SLOW: Ended(stopped=2, held_out_psnr=9.0), FAST: Ended(failed="the loss is inf")}
+    monkeypatch.setattr(ray_jobs.tune, "_run", lambda *_: ends)
+    out = tmp_path / "out"
+    assert command(monkeypatch, "--config", sweep_file(tmp_path / "s.yaml", training), "--out", out) == 2
+    expected = f"error: {out}: none of 2 variants has a result (the loss is inf); table.md says why"
+    assert capsys.readouterr().err.splitlines()[-1] == expected
+    assert (out / "table.md").exists()
 
 
 def test_trials_that_fit() -> None:
@@ -347,8 +398,8 @@ def test_another_folder_is_refused(
 
 
 def test_a_damaged_sweep_is_refused(tmp_path: Path) -> None:
-    from ray_jobs.tune_result import claim_sweep
+    from ray_jobs.tune_result import require_own
 
     (tmp_path / "sweep.yaml").write_text("a: [")
     with pytest.raises(SpatialAvatarError, match="not valid YAML"):
-        claim_sweep(str(tmp_path), TuneConfig(train="t", grid={"steps": [1]}), [], False)
+        require_own(str(tmp_path), TuneConfig(train="t", grid={"steps": [1]}), [], False)
