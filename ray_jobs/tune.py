@@ -74,19 +74,22 @@ def tune(
     python -m ray_jobs.tune --config configs/tune/lambda_jac.yaml --set 'grid={loss.lambda_jac: [0.05, 0.1, 0.2]}' \\
         --set set.steps=50000 --set search=asha --set asha.grace_period=5000 --out runs/lambda_jac
     """
-    from ray_jobs.training import absolute
     from ray_jobs.tune_config import TuneConfig, plan_trials
     from spatialavatar.cli.train import default_folder
     from spatialavatar.config import load_config
 
     overrides = [*(set_ or []), *([] if trials is None else [f"concurrent={trials}"])]
     sweep = load_config(TuneConfig, config, overrides)
-    plans = plan_trials(sweep, config)
-    located = [replace(plan, config=absolute(plan.config)) for plan in plans]
-    if sweep.evaluate.data is not None:
-        data = absolute(plans[0].config.model_copy(update={"held_out": sweep.evaluate.data})).held_out
-        sweep = sweep.model_copy(update={"evaluate": sweep.evaluate.model_copy(update={"data": data})})
-    _tune(sweep, located, output_folder(out, default_folder(config)), force, address)
+    plans = [_located(plan) for plan in plan_trials(sweep, config)]
+    _tune(sweep, plans, output_folder(out, default_folder(config)), force, address)
+
+
+def _located(plan: "TrialPlan") -> "TrialPlan":
+    from ray_jobs.training import absolute
+
+    evaluated_on = absolute(plan.config.model_copy(update={"held_out": plan.evaluated_on})).held_out
+    assert evaluated_on is not None
+    return replace(plan, config=absolute(plan.config), evaluated_on=evaluated_on)
 
 
 def _tune(sweep: "TuneConfig", plans: "Sequence[TrialPlan]", out: str, force: bool, address: str | None) -> None:
@@ -111,10 +114,8 @@ def _tune(sweep: "TuneConfig", plans: "Sequence[TrialPlan]", out: str, force: bo
     from spatialavatar.training.pool import open_pool
     from spatialavatar.training.setup import training_head
 
-    if sweep.evaluate.data is not None:
-        first = plans[0].config
-        open_pool(sweep.evaluate.data, training_head(first), first.phase)
     for plan in plans:
+        open_pool(plan.evaluated_on, training_head(plan.config), plan.config.phase)
         started = not force and bool(complete_checkpoints(trial_folder(out, plan.name)))
         check_input(plan.config, started)
     require_own(out, sweep, plans, force)

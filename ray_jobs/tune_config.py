@@ -33,7 +33,7 @@ class AshaConfig(Config):
 class EvaluateConfig(Config):
     """What a trained variant is measured on."""
 
-    data: DataConfig | None = None  # None: held_out of the training, or its data
+    data: dict[str, Any] | None = None  # as held_out of a training, which must not know them; None: its held_out
     k: tuple[int, ...] = SOURCES  # numbers of source portraits, all in one mean
     targets: int = Field(TARGETS, ge=1)  # frames to show of each clip, for each K
     resolution: int | None = Field(None, ge=16)  # pixels of the longer side; None: the training's
@@ -74,12 +74,14 @@ class TrialPlan:
     name: str
     values: dict[str, Any]  # what it changes, by key
     config: TrainConfig
+    evaluated_on: DataConfig
 
 
 def plan_trials(sweep: TuneConfig, where: str) -> list[TrialPlan]:
     """The trainings of a sweep, each with its whole configuration; ``where`` the sweep was read is for messages.
 
-    Raises SpatialAvatarError for a key or a value that is not a training's, names that cannot be, or two that are one.
+    Raises SpatialAvatarError for a key or a value that is not a training's, names that cannot be, two that are one, and
+    for nobody, or people of the training, to evaluate on.
     """
     variants = list(sweep.variants) or list(_combinations(sweep.grid, where))
     for variant in variants:
@@ -93,16 +95,32 @@ def plan_trials(sweep: TuneConfig, where: str) -> list[TrialPlan]:
         raise SpatialAvatarError(f"{where}: two variants named {twice[0]}; give each a name of its own")
     if unknown := sorted(set(sweep.paper) - set(names)):
         raise SpatialAvatarError(f"{where}: paper.{unknown[0]}: no such variant; there are {', '.join(names)}")
-    load_config(TrainConfig, sweep.train, _overrides(sweep.set, where))
+    load_config(TrainConfig, sweep.train, _overrides(sweep, Variant(name="none"), where))
     trials = []
     for variant in variants:
         values = dict(_flat(variant.set, where))
         try:
-            config = load_config(TrainConfig, sweep.train, _overrides({**sweep.set, **variant.set}, where))
+            config = load_config(TrainConfig, sweep.train, _overrides(sweep, variant, where))
         except SpatialAvatarError as e:
             raise SpatialAvatarError(f"{where}: variant {variant.name}: {e}") from None
-        trials.append(TrialPlan(variant.name, values, config))
+        trials.append(TrialPlan(variant.name, values, config, _held_out(sweep, variant, config, where)))
     return trials
+
+
+def _held_out(sweep: TuneConfig, variant: Variant, config: TrainConfig, where: str) -> DataConfig:
+    """Whom a variant is evaluated on: held apart from its training by the same rules as the training's held_out."""
+    if sweep.evaluate.data is not None:
+        overrides = [*_overrides(sweep, variant, where), f"held_out={json.dumps(sweep.evaluate.data)}"]
+        try:
+            config = load_config(TrainConfig, sweep.train, overrides)
+        except SpatialAvatarError as e:
+            raise SpatialAvatarError(f"{where}: evaluate.data, as held_out of variant {variant.name}: {e}") from None
+    if config.held_out is None:
+        raise SpatialAvatarError(
+            f"{where}: nobody to evaluate on: name people that are not trained on, as evaluate.data or as the "
+            "training's held_out"
+        )
+    return config.held_out
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
@@ -143,5 +161,5 @@ def _flat(values: Mapping[str, Any], where: str, prefix: str = "") -> Iterator[t
             yield prefix + key, value
 
 
-def _overrides(values: Mapping[str, Any], where: str) -> list[str]:
-    return [f"{key}={json.dumps(value)}" for key, value in _flat(values, where)]
+def _overrides(sweep: TuneConfig, variant: Variant, where: str) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for part in (sweep, variant) for key, value in _flat(part.set, where)]

@@ -70,13 +70,17 @@ def begin(out: str, sweep: TuneConfig, trials: Sequence[TrialPlan], force: bool)
 def _content(sweep: TuneConfig, trials: Sequence[TrialPlan]) -> dict[str, Any]:
     return {
         "sweep": sweep.model_dump(mode="json"),
-        "trials": {trial.name: trial.config.model_dump(mode="json") for trial in trials},
+        "trials": {trial.name: _settings(trial) for trial in trials},
     }
+
+
+def _settings(trial: TrialPlan) -> dict[str, Any]:
+    return {**trial.config.model_dump(mode="json"), "evaluated_on": trial.evaluated_on.model_dump(mode="json")}
 
 
 def fingerprint(trial: TrialPlan, sweep: TuneConfig) -> str:
     """Of all that a trial's evaluation follows from."""
-    text = trial.config.model_dump_json() + sweep.evaluate.model_dump_json()
+    text = json.dumps([_settings(trial), sweep.evaluate.model_dump(mode="json", exclude={"data"})], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -13,7 +13,6 @@ from ray_jobs.tune_config import EvaluateConfig, TrialPlan
 from ray_jobs.tune_result import ENDED, EVALUATION, Ended, read_ended, trial_folder, write_ended
 from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError
-from spatialavatar.training.config import TrainConfig
 from spatialavatar.training.loop import Progress
 
 FORMAT, VERSION = "spatialavatar-trial", 1
@@ -148,7 +147,7 @@ def _evaluated(job: Job, name: str) -> dict[str, Any]:
     )
     folder = trial_folder(job.out, name)
     try:
-        found = ray.get(task.remote(job.trials[name].config, job.evaluate, folder))
+        found = ray.get(task.remote(job.trials[name], job.evaluate, folder))
     except RayTaskError as e:
         raise e.cause if isinstance(e.cause, (SpatialAvatarError, OSError)) else e from None
     report = {"format": FORMAT, "version": VERSION, "config": job.fingerprints[name], **found}
@@ -156,7 +155,7 @@ def _evaluated(job: Job, name: str) -> dict[str, Any]:
     return report
 
 
-def evaluate_generator(config: TrainConfig, wanted: EvaluateConfig, run: str) -> dict[str, Any]:
+def evaluate_generator(trial: TrialPlan, wanted: EvaluateConfig, run: str) -> dict[str, Any]:
     """Hash of a run's newest generator, ``summary`` and ``rows`` of what it shows of held-out people."""
     from spatialavatar.evaluation.estimators import find_estimators, reasons
     from spatialavatar.evaluation.generator_report import measure_subject, summary
@@ -165,11 +164,12 @@ def evaluate_generator(config: TrainConfig, wanted: EvaluateConfig, run: str) ->
     from spatialavatar.training.pool import open_pool
     from spatialavatar.training.setup import training_head
 
+    config = trial.config
     device = "cuda" if ray.get_gpu_ids() else "cpu"
     head = training_head(config)
     weights = config.generator.encoder.weights
     generator, facts = read_generator(run, head, device, None if weights in ("hub", "random") else weights)
-    pool = open_pool(wanted.data or config.held_out or config.data, head, config.phase)
+    pool = open_pool(trial.evaluated_on, head, config.phase)
     lpips, estimators = Lpips.find(device=device), find_estimators(device)
     rows = []
     for clip in range(min(len(pool), wanted.limit or len(pool))):

@@ -15,9 +15,10 @@ import yaml
 from spatialavatar.config import load_config
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.evaluation.generator_report import METRICS
+from spatialavatar.training.config import ShardData
 from tests.builders.folders import folder_content
 from tests.builders.train_jobs import ROOT, ended, wait_for, write_config
-from tests.builders.training import training_folder, training_in
+from tests.builders.training import tiny_clips, training_folder, training_in
 
 pytest.importorskip("ray", reason="ray is not installed")
 pytest.importorskip("deepspeed", reason="deepspeed is not installed")
@@ -69,7 +70,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def training(folder: Path) -> Path:
-    config = training_in(folder, steps=8, batch_size=2, log_every=1, sheet_every=2, checkpoint_every=2)
+    held_out = {"clips": [tiny_clips(folder / "others")]}
+    config = training_in(
+        folder, held_out=held_out, steps=8, batch_size=2, log_every=1, sheet_every=2, checkpoint_every=2
+    )
     return write_config(folder / "train.yaml", config)
 
 
@@ -100,9 +104,18 @@ def test_names_come_from_values(tmp_path: Path, training: Path) -> None:
     assert names(file, "grid={optimizer.kind: [adam], schedule.kind: [linear]}") == [
         "optimizer.kind=adam,schedule.kind=linear"
     ]
-    assert names(file, "grid={held_out: [null], optimizer.betas: [[0.9, 0.99]]}") == ["held_out=null,betas=0.9-0.99"]
+    assert names(file, "grid={head: [null], optimizer.betas: [[0.9, 0.99]]}") == ["head=null,betas=0.9-0.99"]
     (trial, _) = plan_trials(load_config(TuneConfig, file, ["set.loss.lambda_ps=3"]), "")
     assert trial.config.loss.lambda_ps == 3 and trial.config.optimizer.learning_rate == 1e-3
+
+
+def test_shared_values_stay_beside_a_variants_own(tmp_path: Path, training: Path) -> None:
+    """Whether keys are nested or dotted; the variant's win."""
+    variants = [{"name": "a", "set": {"loss": {"lambda_1": 2}}}, {"name": "b", "set": {"loss.lambda_ps": 5}}]
+    shared = {"loss": {"lambda_ps": 3, "lambda_ss": 4}}
+    file = sweep_file(tmp_path / "s.yaml", training, grid={}, variants=variants, set=shared, paper={})
+    a, b = (trial.config.loss for trial in plan_trials(load_config(TuneConfig, file), str(file)))
+    assert (a.lambda_1, a.lambda_ps, a.lambda_ss) == (2, 3, 4) and (b.lambda_ps, b.lambda_ss) == (5, 4)
 
 
 MISTAKES = {
@@ -117,12 +130,40 @@ MISTAKES = {
     "paper={x: {fid: 1}}": "no metric fid; there are psnr",
     "evaluate.k=[5]": "expected numbers in 1..4",
     "evaluate.data.clips=[/nowhere]": "/nowhere",
+    "set.held_out=null": "nobody to evaluate on: name people that are not trained on",
     "search=bayes": "search",
     "train=none.yaml": "none.yaml",
     "set.data.clips=[/none/here]": "/none/here",
     "set.phase1_checkpoint=runs/typo": "runs/typo: Phase 1 starts from new weights",
     "set.schedule.warmup_steps=8": "warmup_steps is 8, but the decay ends at step 8; make the warm-up shorter",
 }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], None),
+        (["evaluate.data.shards.url=a"], "held_out must be of other people: set data.shards.part=train"),
+        (["evaluate.data.shards.part=train"], "held_out must be of other people"),
+        (["evaluate.data.shards={part: held_out, held_out_share: 0.1}"], "shards.held_out_share the same"),
+        (["evaluate.data.shards={url: b, part: all}"], None),
+    ],
+)
+def test_nobody_is_evaluated_on_who_was_trained_on(tmp_path: Path, overrides: list[str], expected: str | None) -> None:
+    """Of the training's own shards, url and share are the training's unless given."""
+    training = tmp_path / "train.yaml"
+    training.write_text("data: {shards: {url: a, part: train, held_out_share: 0.2}}")
+    file = sweep_file(tmp_path / "s.yaml", training, paper={}, evaluate={"data": {"shards": {"part": "held_out"}}})
+    if overrides and "url=a" in overrides[0]:
+        overrides = [*overrides, "evaluate.data.shards.part=all"]
+    sweep = load_config(TuneConfig, file, overrides)
+    if expected is not None:
+        with pytest.raises(SpatialAvatarError, match=f"evaluate.data, as held_out of variant {SLOW}: .*{expected}"):
+            plan_trials(sweep, str(file))
+        return
+    found = {(trial.evaluated_on.shards, trial.config.held_out) for trial in plan_trials(sweep, str(file))}
+    given = ShardData(url="b", part="all", held_out_share=0.2) if overrides else None
+    assert found == {(given or ShardData(url="a", part="held_out", held_out_share=0.2), None)}
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *options: Any) -> int:

@@ -35,7 +35,7 @@ def job_of(out: Path, curves: dict[str, dict[int, float]], todo: str) -> Job:
         (out / "trials" / name).mkdir(parents=True)
         (out / "trials" / name / "train.jsonl").write_text("\n".join(lines))
     config = tiny_training("clips/*", out / "head", steps=16)
-    plans = {name: TrialPlan(name, {}, config) for name in curves}
+    plans = {name: TrialPlan(name, {}, config, config.data) for name in curves}
     places = dict.fromkeys(todo, Places(1, 1.0, False, 1))
     return Job(str(out), plans, places, dict.fromkeys(curves, "print"), EvaluateConfig(), {})
 
