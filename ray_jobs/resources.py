@@ -2,6 +2,7 @@
 
 import math
 import os
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.training.config import TrainConfig
 
 SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_TO_ANSWER = 2.0  # of a machine
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container; hosts have no such file
 HUNDREDTH = 100  # Ray takes finer fractions, people do not
 
@@ -83,7 +85,8 @@ def find_places(config: TrainConfig, tell: Callable[[str], None] = lambda line: 
                 )
             if not asked:
                 tell(f"waiting for machines: {missing}")
-                worker = _wanted(config, _total("CPU"), config.distributed.use_gpu or False)
+                cpus = sum(node.get("CPU", 0) for node in machines())
+                worker = _wanted(config, cpus, config.distributed.use_gpu or False)
                 request_resources(bundles=[worker] * config.distributed.workers)
                 asked = True
             time.sleep(SECONDS_BETWEEN_LOOKS)
@@ -95,13 +98,13 @@ def find_places(config: TrainConfig, tell: Callable[[str], None] = lambda line: 
 def _look(config: TrainConfig) -> tuple[Places | None, str]:
     """The places, or what is missing."""
     wanted, workers = config.distributed, config.distributed.workers
-    gpu = _total("GPU") > 0 if wanted.use_gpu is None else wanted.use_gpu
-    total = _total("CPU")
+    nodes = machines()
+    total, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
+    gpu = gpus > 0 if wanted.use_gpu is None else wanted.use_gpu
     worker = _wanted(config, total, gpu)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     room = sum(min(int(node.get(name, 0) / need + 1e-9) for name, need in worker.items()) for node in nodes)
     each = " and ".join(f"{need:g} {name}" for name, need in worker.items())
-    there = f"{len(nodes)} machine(s) with {total:g} CPU and {_total('GPU'):g} GPU"
+    there = f"{len(nodes)} machine(s) with {total:g} CPU and {gpus:g} GPU"
     if room < workers:
         return None, f"{workers} worker(s) of {each} each were asked for; the cluster, {there}, has room for {room}"
     left = int(total - workers * worker["CPU"] + 1e-9)
@@ -125,5 +128,16 @@ def _wanted(config: TrainConfig, total_cpus: float, gpu: bool) -> dict[str, floa
     return {"CPU": cpus} | ({"GPU": 1.0} if gpu else {})
 
 
-def _total(name: str) -> float:
-    return float(ray.cluster_resources().get(name, 0))
+def machines() -> list[dict[str, float]]:
+    """Resources of each machine of the cluster, without those that went away and are not missed yet."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    there = [node for node in alive if _answers(node["NodeManagerAddress"], node["NodeManagerPort"])]
+    return [node["Resources"] for node in there or alive]  # none answers a driver that is outside the cluster
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), SECONDS_TO_ANSWER).close()
+    except OSError:
+        return False
+    return True

@@ -90,6 +90,7 @@ def _train(settings: "TrainConfig", folder: str, force: bool, address: str | Non
     settings = absolute(settings)
     check(settings, folder, force)
     connect(address, local_cpus(settings.distributed.workers))
+    stop_on_term()  # Ray has set a handler of its own
     places = find_places(settings, say)
     if force:
         for part in (*PARTS, CONFIG):

@@ -259,5 +259,5 @@ def test_a_machine_that_goes_away(ray_cluster: str, folder: Path, config: Path, 
         nodes.stdin.close()
         nodes.wait(60)
     assert code == 0, printed
-    assert "start again from the newest checkpoint" in printed
+    assert "start again from the newest checkpoint" in printed, printed
     assert_same_curve(out, undisturbed)
