@@ -112,7 +112,13 @@ def evaluate(
     from spatialavatar.evaluation.footage import Fault, Part, find_footage
     from spatialavatar.evaluation.generator_report import TARGETS
     from spatialavatar.evaluation.results import claim_results, finished, forget, write_report, write_result
-    from spatialavatar.evaluation.subjects import Instruments, Settings, avatar_subjects, generator_subjects
+    from spatialavatar.evaluation.subjects import (
+        Instruments,
+        Settings,
+        avatar_subjects,
+        generator_subjects,
+        lpips_hash,
+    )
     from spatialavatar.generator.checkpoint import find_generator, read_facts, read_weights
     from spatialavatar.losses.lpips_weights import load_alexnet_features
 
@@ -150,7 +156,7 @@ def evaluate(
         split=cast(Split, split),
         resolution=resolution if facts is None else resolution or _trained_at(facts),
         seed=seed,
-        lpips=None if features is None else files.content_hash({n: t.numpy() for n, t in features.items()}),
+        lpips=lpips_hash(features),
         estimators=tuple(sorted(estimators.items())),
     )
     results_in = files.absolute(out)
@@ -255,6 +261,7 @@ def _measure(group: "tuple[Subject, ...]", opened: _Opened) -> "list[dict[str, A
     import torch
 
     from spatialavatar.errors import SpatialAvatarError
+    from spatialavatar.evaluation.footage import reason_of
 
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
@@ -267,10 +274,8 @@ def _measure(group: "tuple[Subject, ...]", opened: _Opened) -> "list[dict[str, A
     for subject in group:
         try:
             outcomes.append(bench.measure(subject))
-        except (SpatialAvatarError, OSError) as e:
-            outcomes.append(" ".join(str(e).split()))
-        except torch.OutOfMemoryError:
-            outcomes.append("takes more memory than the GPU has; lower --resolution")
+        except Exception as e:  # of this subject; the others may be sound
+            outcomes.append(reason_of(e))
     return outcomes
 
 

@@ -110,7 +110,10 @@ def _tune(sweep: "TuneConfig", plans: "Sequence[TrialPlan]", out: str, force: bo
     from spatialavatar import files
     from spatialavatar.cli.console import say
     from spatialavatar.errors import SpatialAvatarError
+    from spatialavatar.evaluation.estimators import offered_names
+    from spatialavatar.evaluation.subjects import PROTOCOL, lpips_hash
     from spatialavatar.generator.checkpoint import complete_checkpoints
+    from spatialavatar.losses.lpips_weights import load_alexnet_features
     from spatialavatar.training.pool import open_pool
     from spatialavatar.training.setup import training_head
 
@@ -119,8 +122,10 @@ def _tune(sweep: "TuneConfig", plans: "Sequence[TrialPlan]", out: str, force: bo
         started = not force and bool(complete_checkpoints(trial_folder(out, plan.name)))
         check_input(plan.config, started)
     require_own(out, sweep, plans, force)
+    features, estimators = load_alexnet_features(), offered_names()
+    measures = {"estimators": estimators, "lpips": lpips_hash(features), "protocol": PROTOCOL}
     prints = {plan.name: fingerprint(plan, sweep) for plan in plans}
-    found = {} if force else {name: read_ended(out, name, prints[name]) for name in prints}
+    found = {} if force else {name: read_ended(out, name, prints[name], measures) for name in prints}
     ended = {name: end for name, end in found.items() if end is not None}
     todo = [plan for plan in plans if plan.name not in ended or not ended[plan.name].final]
     if todo:
@@ -131,7 +136,16 @@ def _tune(sweep: "TuneConfig", plans: "Sequence[TrialPlan]", out: str, force: bo
     if todo:
         say(_described(plans, todo, room, out))
         places = {plan.name: place for plan, place in zip(todo, room.places)}
-        job = Job(out, {plan.name: plan for plan in plans}, places, prints, sweep.evaluate, worker_environment())
+        job = Job(
+            out,
+            {plan.name: plan for plan in plans},
+            places,
+            prints,
+            sweep.evaluate,
+            worker_environment(),
+            measures,
+            features,
+        )
         ended |= _run(sweep, job, room.trials, ended)
     rows = write_result(out, sweep, plans, ended)
     typer.echo(files.read_bytes(files.join(out, MARKDOWN)).decode())

@@ -32,7 +32,7 @@ FREE = ("concurrent", "paper")  # what may change when a sweep goes on
 class Ended:
     """How a trial ended."""
 
-    evaluation: dict[str, Any] | None = None  # its summary: overall, by_k, reasons
+    evaluation: dict[str, Any] | None = None  # its summary: overall, by_k, reasons, and failed: a number of clips
     stopped: int | None = None  # after this step, because others were better
     held_out_psnr: float | None = None  # dB, there
     failed: str | None = None  # for this reason; tried again when the sweep goes on
@@ -88,10 +88,13 @@ def trial_folder(out: str, name: str) -> str:
     return files.join(out, TRIALS, name)
 
 
-def read_ended(out: str, name: str, expected: str) -> Ended | None:
-    """How a trial ended in an earlier run, None when it did not; ``expected`` is its fingerprint."""
+def read_ended(out: str, name: str, expected: str, measures: Mapping[str, Any]) -> Ended | None:
+    """How a trial ended in an earlier run, None when it did not; ``expected`` is its fingerprint.
+
+    An evaluation by other ``measures`` is none.
+    """
     found = _json(files.join(trial_folder(out, name), EVALUATION), expected)
-    if found is not None:
+    if found is not None and found.get("measures") == measures:
         return Ended(evaluation=found["summary"])
     found = _json(files.join(out, ENDED, f"{name}.json"), expected)
     if found is None:
@@ -130,6 +133,9 @@ def write_result(
             row["held_out_psnr"] = curves[trial.name][-1][1]
         if end.evaluation is not None:
             row |= end.evaluation["overall"]
+            if count := end.evaluation["failed"]:
+                reasons_in = files.join(TRIALS, trial.name, EVALUATION)
+                notes.append(f"{trial.name}: {count} clips could not be measured, with reasons in {reasons_in}")
             reasons |= end.evaluation["reasons"]
         elif end.stopped is not None:
             row["held_out_psnr"] = end.held_out_psnr
@@ -144,7 +150,7 @@ def write_result(
     columns.append(Column("held_out_psnr", "held-out PSNR in training", 2))
     told = {metric for numbers in sweep.paper.values() for metric in numbers}
     columns += [Column(f"paper.{m.key}", f"{m.title} (paper)", m.decimals) for m in METRICS if m.key in told]
-    if notes:
+    if any("note" in row for row in rows):
         columns.append(Column("note", "note"))
     text = table(columns, rows, reasons) + "".join(f"\n{note}\n" for note in notes)
     files.write_bytes(files.join(out, MARKDOWN), text.encode())

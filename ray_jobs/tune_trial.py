@@ -7,12 +7,13 @@ from typing import Any
 
 import ray
 from ray.train import UserCallback
+from torch import Tensor
 
 from ray_jobs.resources import Places
 from ray_jobs.tune_config import EvaluateConfig, TrialPlan
 from ray_jobs.tune_result import ENDED, EVALUATION, Ended, read_ended, trial_folder, write_ended
 from spatialavatar import files
-from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.errors import SpatialAvatarError, StoreError
 from spatialavatar.training.loop import Progress
 
 FORMAT, VERSION = "spatialavatar-trial", 1
@@ -28,6 +29,8 @@ class Job:
     fingerprints: Mapping[str, str]
     evaluate: EvaluateConfig
     environment: Mapping[str, str]  # variables of the driver that the workers need
+    measures: Mapping[str, Any]  # estimators, lpips (hash) and protocol, as evaluations keep them
+    lpips: Mapping[str, Tensor] | None  # AlexNet's features
 
 
 @dataclass
@@ -103,7 +106,7 @@ def run_trial(values: dict[str, Any], job: Job, board: Any) -> None:
 
     os.environ.update(job.environment)
     name = values["variant"]
-    ended = read_ended(job.out, name, job.fingerprints[name])
+    ended = read_ended(job.out, name, job.fingerprints[name], job.measures)
     if ended is None or not ended.final:
         config, places = job.trials[name].config, job.places[name]
         try:
@@ -147,17 +150,29 @@ def _evaluated(job: Job, name: str) -> dict[str, Any]:
     )
     folder = trial_folder(job.out, name)
     try:
-        found = ray.get(task.remote(job.trials[name], job.evaluate, folder))
+        found = ray.get(task.remote(job.trials[name], job.evaluate, folder, job.measures["estimators"], job.lpips))
     except RayTaskError as e:
         raise e.cause if isinstance(e.cause, (SpatialAvatarError, OSError)) else e from None
-    report = {"format": FORMAT, "version": VERSION, "config": job.fingerprints[name], **found}
+    report = {"format": FORMAT, "version": VERSION, "config": job.fingerprints[name]}
+    report |= {"measures": job.measures, **found}
     files.write_json(files.join(folder, EVALUATION), report)
     return report
 
 
-def evaluate_generator(trial: TrialPlan, wanted: EvaluateConfig, run: str) -> dict[str, Any]:
-    """Hash of a run's newest generator, ``summary`` and ``rows`` of what it shows of held-out people."""
-    from spatialavatar.evaluation.estimators import find_estimators, reasons
+def evaluate_generator(
+    trial: TrialPlan,
+    wanted: EvaluateConfig,
+    run: str,
+    estimators: Mapping[str, str],
+    features: Mapping[str, Tensor] | None,
+) -> dict[str, Any]:
+    """Hash of a run's newest generator, ``summary`` and ``rows`` of what it shows of held-out people, and the clips
+    that ``failed``, with their reasons.
+
+    Raises SpatialAvatarError when all of them did, or a store does not answer.
+    """
+    from spatialavatar.evaluation.estimators import reasons, require_estimators
+    from spatialavatar.evaluation.footage import reason_of
     from spatialavatar.evaluation.generator_report import measure_subject, summary
     from spatialavatar.generator.checkpoint import read_generator
     from spatialavatar.losses.perceptual import Lpips
@@ -170,18 +185,27 @@ def evaluate_generator(trial: TrialPlan, wanted: EvaluateConfig, run: str) -> di
     weights = config.generator.encoder.weights
     generator, facts = read_generator(run, head, device, None if weights in ("hub", "random") else weights)
     pool = open_pool(trial.evaluated_on, head, config.phase)
-    lpips, estimators = Lpips.find(device=device), find_estimators(device)
-    rows = []
+    lpips = None if features is None else Lpips(dict(features), device)
+    looked_through = require_estimators(estimators, device)
+    rows: list[dict[str, Any]] = []
+    failed: list[dict[str, str]] = []
     for clip in range(min(len(pool), wanted.limit or len(pool))):
-        rows += measure_subject(
-            generator,
-            pool,
-            clip,
-            sources=wanted.k,
-            targets=wanted.targets,
-            resolution=wanted.resolution or config.resolution,
-            lpips=lpips,
-            estimators=estimators,
-        )
-    missing = reasons(estimators.names, lpips is not None)
-    return {"generator": facts.hash, "summary": summary(rows, missing), "rows": rows}
+        try:
+            rows += measure_subject(
+                generator,
+                pool,
+                clip,
+                sources=wanted.k,
+                targets=wanted.targets,
+                resolution=wanted.resolution or config.resolution,
+                lpips=lpips,
+                estimators=looked_through,
+            )
+        except StoreError:
+            raise
+        except Exception as e:  # of this clip; the others may be sound
+            failed.append({"clip": pool.name(clip), "reason": reason_of(e)})
+    if not rows:
+        raise SpatialAvatarError(f"none of {len(failed)} clips could be measured: {failed[0]['reason']}")
+    told = {**summary(rows, reasons(estimators, features is not None)), "failed": len(failed)}
+    return {"generator": facts.hash, "summary": told, "rows": rows, "failed": failed}

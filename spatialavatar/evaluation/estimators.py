@@ -58,19 +58,29 @@ class Estimators:
     ) -> dict[str, Float[Tensor, " B"] | None]:
         """``METRICS`` of pictures in pairs, None without their estimator; NaN where one found no face in either.
 
-        Raises SpatialAvatarError for an estimator that answers in another shape than it should.
+        Raises SpatialAvatarError for an estimator that fails, or answers in another shape than it should.
         """
         found: dict[str, Float[Tensor, " B"] | None] = dict.fromkeys(METRICS)
         if self.identity is not None:
-            found["csim"] = csim(*(_checked(self.identity(p), (len(p), None), "identity") for p in (a, b)))
+            found["csim"] = csim(*(_checked(self._answer("identity", p), (len(p), None), "identity") for p in (a, b)))
         if self.tracking is not None:
-            first, second = self.tracking(a), self.tracking(b)
+            first, second = self._answer("tracking", a), self._answer("tracking", b)
             for metric, part in zip(METRICS_OF["tracking"], Tracked._fields):
                 codes = (getattr(tracked, part) for tracked in (first, second))
                 found[metric] = mean_distance(*(_checked(c, (len(a), None), f"tracking ({part})") for c in codes))
         if self.keypoints is not None:
-            found["akd"] = akd(*(_checked(self.keypoints(p), (len(p), None, 2), "keypoints") for p in (a, b)))
+            points = (self._answer("keypoints", p) for p in (a, b))
+            found["akd"] = akd(*(_checked(answer, (len(a), None, 2), "keypoints") for answer in points))
         return found
+
+    def _answer(self, name: str, pictures: Float[Tensor, "B H W 3"]) -> Any:
+        try:
+            return getattr(self, name)(pictures)
+        except Exception as e:  # another's code
+            raise SpatialAvatarError(
+                f"{self.names.get(name, GROUP)}: its {name} estimator failed ({type(e).__name__}: {_line(e)}); repair "
+                "the package, or uninstall it to leave its metrics out"
+            ) from e
 
 
 def csim(a: Float[Tensor, "B D"], b: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
@@ -124,12 +134,24 @@ def find_estimators(device: torch.device | str = "cpu") -> Estimators:
         try:
             made[name] = point.load()(torch.device(device))
         except Exception as e:  # another's code
-            reason = " ".join(str(e).split())[:200] or type(e).__name__
             raise SpatialAvatarError(
-                f"{_package(point)}: its {name} estimator ({point.value}) cannot be loaded ({reason}); repair the "
+                f"{_package(point)}: its {name} estimator ({point.value}) cannot be loaded ({_line(e)}); repair the "
                 "package, or uninstall it to leave its metrics out"
             ) from None
     return Estimators(**made, names={name: _package(point) for name, point in points.items()})
+
+
+def require_estimators(names: Mapping[str, str], device: torch.device | str = "cpu") -> Estimators:
+    """Those that the evaluation was started with, on a device of any machine.
+
+    Raises SpatialAvatarError for one that cannot be loaded, and where others are installed.
+    """
+    if (here := offered_names()) != dict(names):
+        raise SpatialAvatarError(
+            f"the machines have different estimators ({here}, where the evaluation was started {dict(names)}); install "
+            "the same on all"
+        )
+    return find_estimators(device)
 
 
 def reasons(names: Mapping[str, str], lpips: bool) -> dict[str, str]:
@@ -140,6 +162,10 @@ def reasons(names: Mapping[str, str], lpips: bool) -> dict[str, str]:
             why = f"no {name} estimator installed; a package that offers the entry point {GROUP}: {name} gives it"
             found |= dict.fromkeys(metrics, why)
     return found
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _package(point: EntryPoint) -> str:

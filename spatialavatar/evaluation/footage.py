@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from spatialavatar import files
 from spatialavatar.clip import TrackedClip, open_clip
 from spatialavatar.clip.header import HEADER_FILE, header_from_json, read_header_json
@@ -27,6 +29,14 @@ class Fault:
 
     key: str
     reason: str
+
+
+def reason_of(error: Exception) -> str:
+    """Why something cannot be measured, in a line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, torch.OutOfMemoryError):
+        return "takes more memory than the GPU has; lower the resolution"
+    return text if isinstance(error, (SpatialAvatarError, OSError)) else f"{type(error).__name__}: {text}"
 
 
 @dataclass(frozen=True)

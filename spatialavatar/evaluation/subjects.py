@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from spatialavatar.avatar.avatar import MANIFEST as AVATAR_FILE
 from spatialavatar.clip.tracked_clip import Split
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.evaluation.clip_pool import OneClip
-from spatialavatar.evaluation.estimators import Estimators, find_estimators
+from spatialavatar.evaluation.estimators import Estimators, require_estimators
 from spatialavatar.evaluation.footage import Fault, Footage, ListedClip
 from spatialavatar.evaluation.generator_report import SOURCES, TARGETS, measure_subject
 from spatialavatar.evaluation.self_reenactment import evaluate
@@ -45,6 +46,11 @@ class Settings:
     lpips: str | None = None  # hash of the weights
     estimators: tuple[tuple[str, str], ...] = ()  # name, package
     protocol: int = PROTOCOL
+
+
+def lpips_hash(features: Mapping[str, Tensor] | None) -> str | None:
+    """What LPIPS weights are known by."""
+    return None if features is None else files.content_hash({name: t.numpy() for name, t in features.items()})
 
 
 @dataclass(frozen=True)
@@ -80,14 +86,8 @@ class Bench:
     def __init__(self, instruments: Instruments, device: torch.device | str = "cpu") -> None:
         self._given, self._device = instruments, torch.device(device)
         self._lpips = None if instruments.lpips is None else Lpips(instruments.lpips, device)
-        self._estimators: Estimators = find_estimators(device)
+        self._estimators: Estimators = require_estimators(dict(instruments.settings.estimators), device)
         self._generator: Generator | None = None
-        names = tuple(sorted(self._estimators.names.items()))
-        if names != instruments.settings.estimators:
-            raise SpatialAvatarError(
-                f"the machines have different estimators ({dict(names)}, where the evaluation was started "
-                f"{dict(instruments.settings.estimators)}); install the same on all"
-            )
         if (facts := instruments.facts) is not None:
             made = build_generator(facts.config, instruments.head, instruments.checkpoint, facts, instruments.weights)
             self._generator = made.to(self._device).eval()

@@ -10,7 +10,17 @@ from torch import Tensor
 
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.evaluation import estimators
-from spatialavatar.evaluation.estimators import Estimators, Tracked, akd, csim, find_estimators, mean_distance, reasons
+from spatialavatar.evaluation.estimators import (
+    METRICS_OF,
+    Estimators,
+    Tracked,
+    akd,
+    csim,
+    find_estimators,
+    mean_distance,
+    reasons,
+    require_estimators,
+)
 
 HERE = "tests.evaluation.test_estimators"
 
@@ -94,6 +104,25 @@ def test_what_cannot_be_used_is_said(monkeypatch: pytest.MonkeyPatch, makers: di
     install(monkeypatch, **makers)
     with pytest.raises(SpatialAvatarError, match=expected):
         find_estimators()
+
+
+def test_one_that_fails_is_named() -> None:
+    def weak(pictures: Tensor) -> Tensor:
+        raise ValueError("no face\nin sight")
+
+    a = torch.rand(2, 4, 4, 3)
+    for name in METRICS_OF:
+        found = Estimators(**{name: weak}, names={name: "faces 1.2"})  # type: ignore[arg-type]
+        with pytest.raises(SpatialAvatarError) as e:
+            found.compare(a, a)
+        assert str(e.value).startswith(f"faces 1.2: its {name} estimator failed (ValueError: no face in sight); ")
+
+
+def test_other_ones_than_the_evaluation_was_started_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, identity="toy_identity")
+    assert require_estimators({"identity": f"{HERE}:toy_identity"}).identity is corners
+    with pytest.raises(SpatialAvatarError, match="the machines have different estimators"):
+        require_estimators({})
 
 
 def test_an_answer_of_another_shape_is_refused() -> None:

@@ -211,6 +211,26 @@ def test_a_subject_that_ends_its_process_is_left_out(
     assert tries.read_text().split() == ["2", "1", "1", "1"]
 
 
+def test_an_unexpected_exception_is_its_subjects_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    import cv2
+    import numba
+    import torch
+
+    import ray_jobs.evaluate
+
+    class Bench:
+        def measure(self, subject: str) -> dict[str, Any]:
+            if subject == "strange":
+                raise IndexError("out of\nrange")
+            return {"rows": []}
+
+    for library, name in ((torch, "set_num_threads"), (cv2, "setNumThreads"), (numba, "set_num_threads")):
+        monkeypatch.setattr(library, name, lambda count: None)  # this process is no worker
+    monkeypatch.setattr(ray_jobs.evaluate, "_bench", lambda opened: Bench())
+    measure: Any = ray_jobs.evaluate._measure
+    assert measure(("sound", "strange", "sound"), None) == [{"rows": []}, "IndexError: out of range", {"rows": []}]
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

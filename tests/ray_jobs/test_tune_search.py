@@ -37,7 +37,7 @@ def job_of(out: Path, curves: dict[str, dict[int, float]], todo: str) -> Job:
     config = tiny_training("clips/*", out / "head", steps=16)
     plans = {name: TrialPlan(name, {}, config, config.data) for name in curves}
     places = dict.fromkeys(todo, Places(1, 1.0, False, 1))
-    return Job(str(out), plans, places, dict.fromkeys(curves, "print"), EvaluateConfig(), {})
+    return Job(str(out), plans, places, dict.fromkeys(curves, "print"), EvaluateConfig(), {}, {}, None)
 
 
 def reports(halving: Halving, name: str, step: int, psnr: float) -> str:
@@ -53,7 +53,7 @@ def test_who_is_stopped_is_written_down_at_once(tmp_path: Path) -> None:
     assert reports(halving, "a", 2, 30.0) == "CONTINUE" and reports(halving, "b", 2, 10.0) == "STOP"
     stopped = Ended(stopped=2, held_out_psnr=10.0)
     assert board.ended == {"b": stopped}
-    assert read_ended(str(tmp_path), "b", "print") == stopped and read_ended(str(tmp_path), "a", "print") is None
+    assert [read_ended(str(tmp_path), name, "print", {}) for name in "ab"] == [None, stopped]
 
 
 @pytest.mark.parametrize("todo", ["cd", "d"], ids=["c goes on, too", "c is done"])
