@@ -40,7 +40,7 @@ def stop_on_term() -> None:
     signal.signal(signal.SIGTERM, interrupt)
 
 
-def output_folder(given: str | None, default: str) -> str:
+def output_folder(given: str | None, default: str, option: str = "--out") -> str:
     """Where the run goes. A submitted job's own folder is a copy that goes away: its default lies in the home folder.
 
     Raises SpatialAvatarError for a relative folder of a submitted job.
@@ -51,7 +51,7 @@ def output_folder(given: str | None, default: str) -> str:
         return str(Path.home() / default)
     if files.is_local(given) and not Path(files.local_path(given)).is_absolute():
         raise SpatialAvatarError(
-            f"--out {given}: a submitted job works in a copy of the repository that goes away; give a URL or an "
+            f"{option} {given}: a submitted job works in a copy of the repository that goes away; give a URL or an "
             "absolute path"
         )
     return files.absolute(given)

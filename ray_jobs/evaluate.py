@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
-from ray_jobs.command import run, stop_on_term
+from ray_jobs.command import output_folder, run, stop_on_term
 
 if TYPE_CHECKING:
     from spatialavatar.evaluation.subjects import Bench, Instruments, Subject
@@ -37,6 +37,9 @@ def evaluate(
     out: Annotated[str, typer.Option(metavar="URL", help="Folder for the results.")],
     checkpoint: Annotated[
         str | None, typer.Option(metavar="CKPT", help="A training run, one of its checkpoints, or a generator's file.")
+    ] = None,
+    encoder_weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The encoder's weights, when not where they were at training.")
     ] = None,
     avatars: Annotated[
         str | None, typer.Option(metavar="URL", help="Instead: an avatar's folder, or one above several.")
@@ -127,11 +130,17 @@ def evaluate(
     for name, value, choices in (("--part", part, get_args(Part)), ("--split", split, get_args(Split))):
         if value not in choices:
             raise SpatialAvatarError(f"{name} {value}: expected one of {', '.join(choices)}")
+    if encoder_weights is not None and checkpoint is None:
+        raise SpatialAvatarError("--encoder-weights is for --checkpoint")
     sources = _sources(k)
+    results_in = output_folder(out, "")
     facts = where = None
     if checkpoint is not None:
         where = find_generator(files.absolute(checkpoint))
         facts = read_facts(where)
+        if encoder_weights is not None:
+            weights = encoder_weights if encoder_weights == "hub" else files.absolute(encoder_weights)
+            facts = facts.with_encoder(weights, where)
     footage = find_footage(files.absolute(data), cast(Part, part), held_out_share)
     reference = facts.head if facts is not None else footage.clips[0].head if footage.clips else None
     if reference is None:
@@ -159,15 +168,14 @@ def evaluate(
         lpips=lpips_hash(features),
         estimators=tuple(sorted(estimators.items())),
     )
-    results_in = files.absolute(out)
     claim_results(results_in, force)
     if force:
         forget(results_in, subjects)
     results = finished(results_in, subjects, settings)
     todo = [subject for subject in subjects if subject.key not in results]
     if todo:
-        weights = {} if facts is None or where is None else read_weights(where, facts)
-        instruments = Instruments(settings, footage, model, str(where or ""), facts, weights, features)
+        tensors = {} if facts is None or where is None else read_weights(where, facts)
+        instruments = Instruments(settings, footage, model, str(where or ""), facts, tensors, features)
         connect(address, workers)
         stop_on_term()
         failed = 0
@@ -186,9 +194,9 @@ def evaluate(
     about |= {"data": footage.location, "part": part}
     write_report(results_in, about, settings, results, faults, reasons(estimators, features is not None))
     new = f"{len(results) - (len(subjects) - len(todo))} new" if todo else "nothing new"
-    typer.echo(f"{out}: {len(results)} subjects, {new}")
+    typer.echo(f"{results_in}: {len(results)} subjects, {new}")
     if faults:
-        typer.echo(f"{len(faults)} could not be measured, with reasons in {out.rstrip('/')}/evaluation.json")
+        typer.echo(f"{len(faults)} could not be measured, with reasons in {results_in}/evaluation.json")
 
 
 def on_ray(

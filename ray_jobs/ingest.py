@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ray_jobs.command import run, stop_on_term
+from ray_jobs.command import output_folder, run, stop_on_term
 
 if TYPE_CHECKING:
     from spatialavatar.head.model import HeadModel
@@ -135,7 +135,7 @@ def ingest(
     try:
         config = IngestConfig(
             source=files.absolute(source),
-            output=files.absolute(output),
+            output=output_folder(output, "", "--output"),
             format=format,
             head=head,
             licence=licence,

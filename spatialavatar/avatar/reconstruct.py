@@ -53,11 +53,8 @@ def load_generator(
 
     Also for ``encoder_weights`` that a checkpoint has no use for.
     """
-    if encoder_weights is not None and read_facts(checkpoint).backbone_in_file:
-        raise SpatialAvatarError(
-            f"{checkpoint}: holds the weights of its encoder, so --encoder-weights {encoder_weights} would change "
-            "nothing; leave it out"
-        )
+    if encoder_weights is not None:
+        read_facts(checkpoint).with_encoder(encoder_weights, str(checkpoint))
     generator, facts = read_generator(checkpoint, head, device, encoder_weights)
     return LoadedGenerator(generator, facts, str(checkpoint))
 

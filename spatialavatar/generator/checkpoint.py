@@ -43,6 +43,19 @@ class GeneratorFacts:
     description: str  # the text that all but the hash was read from
     backbone_in_file: bool = True  # or config.encoder.weights give it, with the checksum above
 
+    def with_encoder(self, weights: str, where: str) -> "GeneratorFacts":
+        """The same with the frozen backbone's weights at another place.
+
+        Raises SpatialAvatarError when the file ``where`` holds the backbone itself.
+        """
+        if self.backbone_in_file:
+            raise SpatialAvatarError(
+                f"{where}: holds the weights of its encoder, so --encoder-weights {weights} would change nothing; "
+                "leave it out"
+            )
+        encoder = self.config.encoder.model_copy(update={"weights": weights})
+        return dataclasses.replace(self, config=self.config.model_copy(update={"encoder": encoder}))
+
 
 def write_generator(location: files.Location, generator: Generator, training: dict[str, Any]) -> str:
     """Write the generator; returns its hash. ``training`` is plain JSON."""
@@ -130,8 +143,7 @@ def read_generator(
     facts = read_facts(where)
     config = facts.config
     if encoder_weights is not None and not facts.backbone_in_file:
-        encoder = config.encoder.model_copy(update={"weights": encoder_weights})
-        config = config.model_copy(update={"encoder": encoder})
+        config = facts.with_encoder(encoder_weights, where).config
     generator = build_generator(config, head, where, facts, read_weights(where, facts))
     return generator.to(device).eval(), facts
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
+import timm
 
 from spatialavatar import files
 from spatialavatar.avatar import write_avatar
@@ -234,6 +236,8 @@ def test_an_unexpected_exception_is_its_subjects_own(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
+        ({"encoder_weights": "w.safetensors"}, "holds the weights of its encoder, so --encoder-weights"),
+        ({"checkpoint": None, "avatars": "{made}", "encoder_weights": "w"}, "--encoder-weights is for --checkpoint"),
         ({"checkpoint": None}, "give either --checkpoint, a generator, or --avatars"),
         ({"checkpoint": "none"}, "none: no training run, checkpoint or generator.safetensors there"),
         ({"data": "none"}, "none: no such folder; name the folder of a data set of shards, or above clips"),
@@ -261,6 +265,52 @@ def test_mistakes_are_one_line_before_ray_starts(
     assert command(monkeypatch, *options_for(made, **{"out": tmp_path / "out", **given})) == 2
     assert expected.format(made=made) in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_relative_folder_of_a_submitted_job_is_refused(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would lie in the job's copy of the repository, which goes away; also the shards of an ingest."""
+    from ray_jobs import command as shared
+    from ray_jobs.ingest import app
+
+    never_on_ray(monkeypatch)
+    (tmp_path / "_ray_pkg_0123").mkdir()
+    monkeypatch.chdir(tmp_path / "_ray_pkg_0123")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert command(monkeypatch, *options_for(made, Path("results"))) == 2
+    assert "--out results: a submitted job works in a copy of the repository" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["ingest", "--source", str(made / "clips"), "--output", "shards"])
+    with pytest.raises(SystemExit) as e:
+        shared.run(app, "ray_jobs.ingest")
+    assert e.value.code == 2 and "--output shards: a submitted job works" in capsys.readouterr().err
+    assert not list(Path.cwd().iterdir())
+
+
+def test_encoder_weights_that_moved(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are looked for where --encoder-weights says, by whoever measures."""
+    from spatialavatar.evaluation.subjects import Bench
+    from tests.generator.test_checkpoint import SMALL
+
+    trained = tmp_path / "encoder.safetensors"
+    timm_model = timm.create_model(SMALL["backbone"], num_classes=0)
+    safetensors.torch.save_file(timm_model.state_dict(), trained)
+    generator = awaken(tiny_generator(tiny_head(), encoder={**SMALL, "weights": str(trained)}))
+    (tmp_path / "run").mkdir()
+    write_generator(tmp_path / "run" / FILE, generator, {"resolution": 32})
+    moved = trained.rename(tmp_path / "moved.safetensors")
+
+    def measure(instruments: Any, subjects: Any, workers: Any) -> Any:
+        bench = Bench(instruments)
+        for subject in subjects:
+            yield subject, bench.measure(subject)
+
+    monkeypatch.setattr("ray_jobs.connect.connect", lambda *_: None)
+    monkeypatch.setattr("ray_jobs.evaluate.on_ray", measure)
+    options = options_for(made, tmp_path / "out", checkpoint=tmp_path / "run", data=made / "clips/c0", k=1)
+    assert command(monkeypatch, *options) == 2
+    assert command(monkeypatch, *options, "--encoder-weights", moved) == 0
+    assert files.read_json(tmp_path / "out/evaluation.json")["summary"]["overall"]["cases"] == 2
 
 
 def test_clips_of_another_head(
