@@ -131,7 +131,7 @@ def _tune(sweep: "TuneConfig", plans: "Sequence[TrialPlan]", out: str, force: bo
     if todo:
         connect(address, local_cpus(max(plan.config.distributed.workers for plan in todo)))
         stop_on_term()
-        room = find_room([plan.config for plan in todo], sweep.concurrent)
+        room = find_room([plan.config for plan in todo], sweep.concurrent, say)
     begin(out, sweep, plans, force)
     if todo:
         say(_described(plans, todo, room, out))

@@ -5,12 +5,11 @@ workers. More trials than fit would wait for each other's machines for ever, so 
 """
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import ray
-
-from ray_jobs.resources import Places, find_places
+from ray_jobs.resources import SECONDS_BETWEEN_LOOKS, Places, find_places, machines
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.training.config import TrainConfig
 
@@ -26,28 +25,72 @@ class Room:
     places: tuple[Places, ...]  # of each trial
 
 
-def find_room(configs: Sequence[TrainConfig], wanted: int | None) -> Room:
+def find_room(
+    configs: Sequence[TrainConfig], wanted: int | None, tell: Callable[[str], None] = lambda line: None
+) -> Room:
     """For all trials, ``wanted`` at a time or as many as fit, on the cluster that this process is connected to.
 
-    Raises SpatialAvatarError when there is no room for one, or not for ``wanted``.
+    Waits ``distributed.wait_seconds`` at most, until there is room for one, or for ``wanted``; ``tell`` hears of that.
+    Raises SpatialAvatarError when there is none by then.
     """
-    first = find_places(max(configs, key=lambda config: config.distributed.workers))
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    most = min(len(configs), *(_most(config, first.gpu, nodes) for config in configs))
-    if wanted is not None and min(wanted, len(configs)) > max(1, most):
+    largest = max(configs, key=lambda config: config.distributed.workers)
+    until = time.monotonic() + largest.distributed.wait_seconds
+    try:
+        gpu = find_places(largest, tell).gpu
+    except SpatialAvatarError as e:  # in the words of a sweep's options
         raise SpatialAvatarError(
-            f"{wanted} trials at a time were asked for; the cluster has room for {max(1, most)} (each takes "
-            f"{configs[0].distributed.workers} worker(s), and a CPU to prepare batches beside each); lower --trials, "
-            "or add machines"
+            str(e).replace("--workers", "distributed.workers").replace("distributed.", "set.distributed.")
+        ) from None
+    least = min(wanted or 1, len(configs))
+    nodes = _machines_for(least, configs, gpu, until, tell)
+    most = _room(configs, gpu, nodes)
+    if most < least:
+        raise SpatialAvatarError(
+            f"{wanted} trials at a time were asked for; the cluster has room for {most} (each takes "
+            f"{largest.distributed.workers} worker(s), and a CPU to prepare batches beside each); lower --trials, "
+            "add machines, or wait longer for a cluster that grows: set.distributed.wait_seconds, now "
+            f"{largest.distributed.wait_seconds:g}"
         )
-    trials = max(1, min(most, wanted or most))
-    return Room(trials, tuple(_places(config, first.gpu, nodes, trials) for config in configs))
+    trials = min(most, wanted or most)
+    return Room(trials, tuple(_places(config, gpu, nodes, trials) for config in configs))
+
+
+def _machines_for(
+    trials: int, configs: Sequence[TrainConfig], gpu: bool, until: float, tell: Callable[[str], None]
+) -> list[dict[str, float]]:
+    """The machines, once there is room on them for so many trials at a time, or as they are ``until`` then.
+
+    A cluster that grows is asked for what is missing.
+    """
+    from ray.autoscaler.sdk import request_resources
+
+    asked = False
+    try:
+        while True:
+            nodes = machines()
+            if (room := _room(configs, gpu, nodes)) >= trials or time.monotonic() >= until:
+                return nodes
+            if not asked:
+                tell(f"waiting for machines: {trials} trials at a time were asked for, there is room for {room}")
+                workers = trials * max(config.distributed.workers for config in configs)
+                cpus = max(_least_cpus(config, gpu) for config in configs)
+                request_resources(bundles=[_needs(cpus, gpu), {"CPU": 1.0}] * workers)
+                asked = True
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+    finally:
+        if asked:
+            request_resources(bundles=[])  # it would hold machines for ever; the trials ask for their own
+
+
+def _room(configs: Sequence[TrainConfig], gpu: bool, nodes: Sequence[dict[str, float]]) -> int:
+    """Trials at a time; at least the one for which there are places."""
+    return max(1, min(len(configs), *(_most(config, gpu, nodes) for config in configs)))
 
 
 def _most(config: TrainConfig, gpu: bool, nodes: Sequence[dict[str, float]]) -> int:
     """Trials for which there is room when each takes the least that it can."""
     workers = config.distributed.workers
-    least = config.distributed.cpus_per_worker or (1.0 if gpu else LEAST_CPUS)
+    least = _least_cpus(config, gpu)
     by_cpu = _total(nodes, "CPU") / (workers * (least + 1) + TRIAL_CPUS)
     return min(int(by_cpu + _ROUNDING), _workers_on(nodes, least, gpu) // workers)
 
@@ -67,8 +110,17 @@ def _places(config: TrainConfig, gpu: bool, nodes: Sequence[dict[str, float]], t
 
 
 def _workers_on(nodes: Sequence[dict[str, float]], cpus: float, gpu: bool) -> int:
-    needs = {"CPU": cpus} | ({"GPU": 1.0} if gpu else {})
-    return sum(min(int(node.get(name, 0) / need + _ROUNDING) for name, need in needs.items()) for node in nodes)
+    needs = _needs(cpus, gpu).items()
+    return sum(min(int(node.get(name, 0) / need + _ROUNDING) for name, need in needs) for node in nodes)
+
+
+def _least_cpus(config: TrainConfig, gpu: bool) -> float:
+    return config.distributed.cpus_per_worker or (1.0 if gpu else LEAST_CPUS)
+
+
+def _needs(cpus: float, gpu: bool) -> dict[str, float]:
+    """Of a worker."""
+    return {"CPU": cpus} | ({"GPU": 1.0} if gpu else {})
 
 
 def _total(nodes: Sequence[dict[str, float]], name: str) -> float:

@@ -19,13 +19,14 @@ from ray_jobs.tune_config import TrialPlan, TuneConfig, short_names, varied_keys
 from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError, StoreError
 from spatialavatar.evaluation.table import METRICS, VARIANT, Column, csv_table, table
+from spatialavatar.training.checkpoint import HARMLESS
 from spatialavatar.training.loop import LOG
 
 SWEEP, TRIALS, ENDED, TUNE = "sweep.yaml", "trials", "ended", "tune"
 EVALUATION = "evaluation.json"  # of a trial
 MARKDOWN, CSV, PLOT = "table.md", "table.csv", "sweep.png"
 PARTS = (TRIALS, ENDED, TUNE, MARKDOWN, CSV, PLOT, SWEEP)
-FREE = ("concurrent", "paper")  # what may change when a sweep goes on
+COMPARED = ("search", "asha", "evaluate")  # what else makes a sweep, beside its trials
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,9 @@ def _settings(trial: TrialPlan) -> dict[str, Any]:
 
 def fingerprint(trial: TrialPlan, sweep: TuneConfig) -> str:
     """Of all that a trial's evaluation follows from."""
-    text = json.dumps([_settings(trial), sweep.evaluate.model_dump(mode="json", exclude={"data"})], sort_keys=True)
+    text = json.dumps(
+        [_decisive(_settings(trial)), sweep.evaluate.model_dump(mode="json", exclude={"data"})], sort_keys=True
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -187,23 +190,34 @@ def _kept(where: str) -> Any:
 
 
 def _difference(then: Any, now: dict[str, Any]) -> str:
-    """The first value that is another one."""
+    """The first value that is another one, of those on which a result depends."""
     if not (isinstance(then, dict) and all(isinstance(then.get(part), dict) for part in now)):
         return f"its {SWEEP} is not a sweep's"
-    for part in ("trials", "sweep"):  # what a trial does says more than what it was made of
-        if found := _first_change(then[part], now[part], ""):
-            return found
+    for name in {**then["trials"], **now["trials"]}:  # what a trial does says more than what it was made of
+        if name not in then["trials"] or name not in now["trials"]:
+            return f"{name} only {'there' if name in then['trials'] else 'here'}"
+        if found := _first_change(then["trials"][name], now["trials"][name]):
+            return f"{name}: {found}"
+    return _first_change(*({part: kept["sweep"].get(part) for part in COMPARED} for kept in (then, now)))
+
+
+def _first_change(then: dict[str, Any], now: dict[str, Any]) -> str:
+    old, new = _decisive(then), _decisive(now)
+    for key in {**old, **new}:
+        if key not in old or key not in new:
+            return f"{key} only {'there' if key in old else 'here'}"
+        if old[key] != new[key]:
+            return f"{key}: {old[key]} there, {new[key]} here"
     return ""
 
 
-def _first_change(then: Any, now: Any, where: str) -> str:
-    if isinstance(then, dict) and isinstance(now, dict):
-        for key in {**then, **now}:
-            if not where and key in FREE:
-                continue
-            if key not in then or key not in now:
-                return f"{where}{key} only {'there' if key in then else 'here'}"
-            if found := _first_change(then[key], now[key], f"{where}{key}: "):
-                return found
-        return ""
-    return "" if then == now else f"{where}{then} there, {now} here"
+def _decisive(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """By dotted key, without those that change nothing that is computed."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        key = prefix + name
+        if isinstance(value, dict) and value and key not in HARMLESS:
+            found |= _decisive(value, f"{key}.")
+        elif key not in HARMLESS and key != "evaluate.data":  # which stands, resolved, in each trial
+            found[key] = value
+    return found

@@ -23,16 +23,9 @@ OPTIMIZER = "optimizer.safetensors"
 ANCHOR = "anchor.safetensors"  # of a run: the weights that L2-SP holds on to
 FORMAT = "spatialavatar-training-checkpoint"
 VERSION = 1
-# may differ between a run and its resumption: they do not change what is computed (the file of encoder weights is
-# known by its checksum, the Phase-1 run is needed at the start alone) ...
-_FREE = {
-    "phase1_checkpoint",
-    "generator.encoder.weights",
+HARMLESS = {  # how a training runs, and what it tells: they never change what is computed
     "data.memory_gb",
     "data.workers",
-    "head",
-    "held_out",
-    "held_out_samples",
     "gradient_checkpointing",
     "compile",
     "log_every",
@@ -40,6 +33,15 @@ _FREE = {
     "checkpoint_every",
     "keep_checkpoints",
     "distributed",
+}
+# may differ between a run and its resumption: they do not change what is computed from there on (the file of encoder
+# weights is known by its checksum, the Phase-1 run is needed at the start alone) ...
+_FREE = HARMLESS | {
+    "phase1_checkpoint",
+    "generator.encoder.weights",
+    "head",
+    "held_out",
+    "held_out_samples",
     # ... or lead a training on that has run away; every checkpoint records its own
     "optimizer.learning_rate",
     "optimizer.clip_norm",

@@ -24,7 +24,7 @@ pytest.importorskip("ray", reason="ray is not installed")
 pytest.importorskip("deepspeed", reason="deepspeed is not installed")
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
-from ray_jobs.tune_config import TuneConfig, plan_trials
+from ray_jobs.tune_config import TrialPlan, TuneConfig, plan_trials
 
 CONFIGS = ROOT / "configs"
 SWEEPS = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("tune/*.yaml"))
@@ -247,6 +247,31 @@ def test_a_sweep_without_any_result_has_failed(
     expected = f"error: {out}: none of 2 variants has a result (the loss is inf); table.md says why"
     assert capsys.readouterr().err.splitlines()[-1] == expected
     assert (out / "table.md").exists()
+
+
+def test_a_sweep_that_goes_on_may_run_otherwise(tmp_path: Path, training: Path) -> None:
+    """With other workers and less memory it is the same sweep, and what ended stays; not so with another rate."""
+    from ray_jobs.tune_result import begin, fingerprint, require_own
+
+    def planned(*overrides: str) -> tuple[TuneConfig, list[TrialPlan]]:
+        sweep = load_config(TuneConfig, sweep_file(tmp_path / "s.yaml", training), overrides)
+        return sweep, plan_trials(sweep, "s.yaml")
+
+    def prints(sweep: TuneConfig, plans: list[TrialPlan]) -> list[str]:
+        return [fingerprint(plan, sweep) for plan in plans]
+
+    out, first = str(tmp_path / "out"), planned()
+    begin(out, *first, False)
+    free = ["distributed.workers=2", "distributed.wait_seconds=9", "gradient_checkpointing=true", "data.workers=1"]
+    other = planned(*(f"set.{value}" for value in free), "concurrent=1")
+    require_own(out, *other, False)
+    assert prints(*other) == prints(*first)
+    changes = ("set.held_out_samples=1", "set.optimizer.clip_norm=2", "evaluate.k=[1]", "evaluate.data.clips=[x]")
+    for changed in changes:
+        another = planned(changed)
+        with pytest.raises(SpatialAvatarError, match=f"holds another sweep .*{changed.split('.')[-1].split('=')[0]}"):
+            require_own(out, *another, False)
+        assert not set(prints(*another)) & set(prints(*first))
 
 
 def test_trials_that_fit() -> None:
