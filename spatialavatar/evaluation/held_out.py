@@ -39,8 +39,9 @@ class Case:
 def cases(pool: ClipPool, sources: int, targets: int, seed: int = 0) -> list[Case]:
     """``targets`` cases for each clip of the pool with K = ``sources``; clips give what frames they have.
 
-    The frames are a function of (seed, clip): the first four of a random order are sources for any K, the next ones
-    targets. A single camera's clip differs between sources and target in time, a take in time and camera.
+    The frames are a function of (seed, clip). The first source shows the clip's first instant, of a take through a
+    random camera. Three random frames are the other sources for any K, and other ones the targets: a single camera's
+    clip differs between sources and target in time, a take in time and camera.
     """
     return [case for clip in range(len(pool)) for case in cases_of(pool, clip, sources, targets, seed, clip)]
 
@@ -51,6 +52,8 @@ def cases_of(pool: ClipPool, clip: int, sources: int, targets: int, seed: int, n
     rng = generator_for(seed, Stream.HELD_OUT, number)
     frames = [FrameIndex(t, c) for t in facts.instants for c in facts.cameras]
     order = [frames[i] for i in rng.permutation(len(frames))]
+    first = next(frame for frame in order if frame.instant == facts.instants[0])
+    order = [first, *(frame for frame in order if frame != first)]
     shown = order[MOST_SOURCES : MOST_SOURCES + targets]
     return [Case(clip, tuple(order[:sources]), target) for target in shown]
 

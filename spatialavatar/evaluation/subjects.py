@@ -29,7 +29,7 @@ from spatialavatar.generator.generator import Generator
 from spatialavatar.head import HeadModel
 from spatialavatar.losses.perceptual import Lpips
 
-PROTOCOL = 1  # counts changes after which numbers compare no more
+PROTOCOL = 2  # counts changes after which numbers compare no more
 DEEPEST = 8  # folders above an avatar
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from spatialavatar.clip import FrameIndex
 from spatialavatar.evaluation.held_out import MOST_SOURCES, Case, batches_of, cases, from_sources, measure
 from spatialavatar.evaluation.metrics import psnr
 from spatialavatar.training.folder_pool import FolderPool
@@ -27,6 +28,9 @@ def test_targets_are_the_same_for_any_k_and_never_a_source(pool: FolderPool) -> 
         assert [(c.clip, c.target) for c in listed] == [(c.clip, c.target) for c in by_k[1]]
         assert all(len(set(case.sources)) == k and case.target not in case.sources for case in listed)
         assert all(case.sources[:1] == first.sources for case, first in zip(listed, by_k[1], strict=True))
+    assert {case.sources[0].instant for case in by_k[1]} == {0}
+    assert {case.sources[0] for case in by_k[1] if case.clip != 1} == {FrameIndex(0, 0)}
+    assert len({cases(pool, 1, 1, seed)[1].sources[0].camera for seed in range(20)}) == 3  # of the take
     assert [case.clip for case in by_k[1]] == [0] * 3 + [1] * 3 + [2] * 3
     assert cases(pool, 1, 3) == by_k[1] and cases(pool, 1, 3, seed=1) != by_k[1]
 
