@@ -65,8 +65,8 @@ def tune(
     \b
     ray job submit --working-dir . -- python -m ray_jobs.tune --config configs/tune/lambda_sp.yaml \\
         --set set.phase1_checkpoint=s3://lab/runs/phase1 --set set.data.shards.url=s3://lab/nersemble \\
-        --set evaluate.data.shards.url=s3://lab/celebv-hq --set set.distributed.workers=2 --trials 4 \\
-        --out s3://lab/sweeps/lambda_sp
+        --set evaluate.data.shards.url=s3://lab/celebv-hq --set set.head=s3://lab/flame2023.head.safetensors \\
+        --set set.distributed.workers=2 --trials 4 --out s3://lab/sweeps/lambda_sp
 
     Other values, shorter, those that fall behind stopped early:
 

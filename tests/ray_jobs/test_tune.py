@@ -19,6 +19,7 @@ from spatialavatar.training.config import ShardData
 from tests.builders.folders import folder_content
 from tests.builders.train_jobs import ROOT, ended, wait_for, write_config
 from tests.builders.training import tiny_clips, training_folder, training_in
+from tests.cluster.invocations import check, invocations
 
 pytest.importorskip("ray", reason="ray is not installed")
 pytest.importorskip("deepspeed", reason="deepspeed is not installed")
@@ -54,6 +55,29 @@ def test_the_paper_has_its_numbers_beside_table_8() -> None:
     sweep = load_config(TuneConfig, CONFIGS / "tune/lambda_sp.yaml")
     assert sweep.paper["d"] == dict(zip(METRICS, (24.94, 0.881, 0.070, 0.935, 0.084, 0.054, 2.032)))
     assert list(sweep.paper) == [variant.name for variant in sweep.variants] == list("abcdef")
+
+
+def test_shown_sweeps_of_submitted_jobs_name_all_that_lies_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job's machine has no data/ and no head of FLAME."""
+    from ray_jobs.tune import tune
+
+    monkeypatch.chdir(ROOT)
+    texts = [(ROOT / name).read_text() for name in ("docs/cluster.md", "cluster/README.md")]
+    shown = [
+        words
+        for text in (*texts, tune.__doc__ or "")
+        for words in invocations(text)
+        if {"ray_jobs.tune", "--config"} <= set(words)
+    ]
+    submitted = [given for given in map(check, shown) if str(given["out"]).startswith("s3://")]
+    assert len(submitted) == 3
+    for given in submitted:
+        sweep = load_config(TuneConfig, str(given["config"]), given["set_"])  # type: ignore[arg-type]
+        for trial in plan_trials(sweep, ""):
+            assert trial.config.data.shards and trial.evaluated_on.shards
+            places = [trial.config.data.shards.url, trial.evaluated_on.shards.url, trial.config.head]
+            places += [trial.config.phase1_checkpoint] * (trial.config.phase == 2)
+            assert all(str(place).startswith("s3://") for place in places), (given, places)
 
 
 def test_every_setting_is_spelled_out() -> None:
