@@ -104,6 +104,12 @@ def plan_trials(sweep: TuneConfig, where: str) -> list[TrialPlan]:
         except SpatialAvatarError as e:
             raise SpatialAvatarError(f"{where}: variant {variant.name}: {e}") from None
         trials.append(TrialPlan(variant.name, values, config, _held_out(sweep, variant, config, where)))
+    longest = max(trial.config.steps for trial in trials)
+    if sweep.search == "asha" and sweep.asha.grace_period >= longest:
+        raise SpatialAvatarError(
+            f"{where}: asha.grace_period is {sweep.asha.grace_period} steps, but no training has more than {longest}; "
+            "make it shorter"
+        )
     return trials
 
 

@@ -18,6 +18,7 @@ from ray_jobs.tune_places import TRIAL_CPUS
 from ray_jobs.tune_result import TUNE, Ended, read_curve, write_ended
 from ray_jobs.tune_trial import Job, run_trial
 from spatialavatar import files
+from spatialavatar.errors import StoreError
 
 CRASHES = 3  # of a trial's own process, or its machine, before the trial has failed
 ENVIRONMENT = {
@@ -54,8 +55,11 @@ class Halving(ASHAScheduler):
         action: str = super().on_trial_result(tune_controller, _named(name), result)
         if action == TrialScheduler.STOP:
             ended = Ended(stopped=result["step"], held_out_psnr=result["held_out_psnr"])
-            write_ended(job.out, name, job.fingerprints[name], ended)
             self._board.end.remote(name, ended)
+            try:
+                write_ended(job.out, name, job.fingerprints[name], ended)
+            except StoreError as e:
+                self._board.update.remote(name, None, [f"stopped, which another program will not know: {e}"])
         return action
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:

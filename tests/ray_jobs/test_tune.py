@@ -155,6 +155,7 @@ MISTAKES = {
     "evaluate.k=[5]": "expected numbers in 1..4",
     "evaluate.data.clips=[/nowhere]": "/nowhere",
     "set.held_out=null": "nobody to evaluate on: name people that are not trained on",
+    "search=asha": "asha.grace_period is 10000 steps, but no training has more than 8",
     "search=bayes": "search",
     "train=none.yaml": "none.yaml",
     "set.data.clips=[/none/here]": "/none/here",

@@ -3,14 +3,17 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from spatialavatar.errors import StoreError
 from tests.builders.training import tiny_training
 
 pytest.importorskip("ray", reason="ray is not installed")
 pytest.importorskip("deepspeed", reason="deepspeed is not installed")
 
+from ray_jobs import tune_search
 from ray_jobs.resources import Places
 from ray_jobs.tune_config import AshaConfig, EvaluateConfig, TrialPlan
 from ray_jobs.tune_result import Ended, read_ended
@@ -25,7 +28,9 @@ class Board:
 
     def __init__(self) -> None:
         self.ended: dict[str, Ended] = {}
+        self.messages: list[str] = []
         self.end = SimpleNamespace(remote=self.ended.__setitem__)
+        self.update = SimpleNamespace(remote=lambda name, progress, messages: self.messages.extend(messages))
 
 
 def job_of(out: Path, curves: dict[str, dict[int, float]], todo: str) -> Job:
@@ -54,6 +59,17 @@ def test_who_is_stopped_is_written_down_at_once(tmp_path: Path) -> None:
     stopped = Ended(stopped=2, held_out_psnr=10.0)
     assert board.ended == {"b": stopped}
     assert [read_ended(str(tmp_path), name, "print", {}) for name in "ab"] == [None, stopped]
+
+
+def test_a_store_that_refuses_is_no_reason_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise StoreError("s3://lab: refused")
+
+    monkeypatch.setattr(tune_search, "write_ended", refuse)
+    board = Board()
+    halving = Halving(ASHA, job_of(tmp_path, {"a": {2: 20.0}, "b": {}}, "ab"), board)
+    assert reports(halving, "b", 2, 10.0) == "STOP" and "b" in board.ended
+    assert board.messages == ["stopped, which another program will not know: s3://lab: refused"]
 
 
 @pytest.mark.parametrize("todo", ["cd", "d"], ids=["c goes on, too", "c is done"])
