@@ -226,6 +226,19 @@ def test_mistakes_are_one_line_before_ray_starts(
     assert not (tmp_path / "out").exists()
 
 
+def test_the_same_shards_by_another_path_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = tmp_path / "train.yaml"
+    training.write_text("data: {shards: {url: s3://lab/people, part: train}}")
+    data = {"shards": {"url": "s3://lab/people/", "part": "all"}}
+    file = sweep_file(tmp_path / "s.yaml", training, paper={}, evaluate={"data": data})
+    assert command(monkeypatch, "--config", file, "--out", tmp_path / "out") == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: evaluate.data, as held_out of variant {SLOW}: ")
+    assert "held_out must be of other people" in line
+
+
 def test_a_mistake_costs_no_sweep_that_is_there(
     tmp_path: Path, training: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
