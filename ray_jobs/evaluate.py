@@ -12,16 +12,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
 from ray_jobs.command import output_folder, run, stop_on_term
+from ray_jobs.evaluate_worker import Opened, measure
 
 if TYPE_CHECKING:
-    from spatialavatar.evaluation.subjects import Bench, Instruments, Subject
+    from spatialavatar.evaluation.subjects import Instruments, Subject
     from spatialavatar.head import HeadModel, HeadReference
 
 CRASHES = 3  # of a subject's process, or its machine, before the subject is left out
@@ -215,11 +214,11 @@ def on_ray(
     from spatialavatar.errors import SpatialAvatarError
 
     gpus = ray.cluster_resources().get("GPU", 0) >= 1
-    task = ray.remote(_measure).options(
+    task = ray.remote(measure).options(
         num_cpus=1, num_gpus=1 if gpus else 0, max_retries=0, scheduling_strategy="SPREAD", name="evaluate"
     )
     reference = ray.put(instruments)
-    opened = _Opened(reference.hex(), reference)
+    opened = Opened(reference.hex(), reference)
     size = min(PER_TASK, max(1, len(subjects) // (2 * _at_once(workers, gpus))))
     waiting = deque((tuple(subjects[start : start + size]), 0) for start in range(0, len(subjects), size))
     running: dict[Any, tuple[tuple[Subject, ...], int]] = {}
@@ -252,48 +251,6 @@ def on_ray(
     finally:
         for ref in running:
             ray.cancel(ref, force=True)
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """What a worker's instruments are known by; it keeps them for its next task."""
-
-    name: str
-    reference: Any = field(compare=False)
-
-
-def _measure(group: "tuple[Subject, ...]", opened: _Opened) -> "list[dict[str, Any] | str] | Exception":
-    """In a worker. What the driver has to tell of comes back as a value."""
-    import cv2
-    import numba
-    import torch
-
-    from spatialavatar.errors import SpatialAvatarError
-    from spatialavatar.evaluation.footage import reason_of
-
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-    numba.set_num_threads(1)
-    try:
-        bench = _bench(opened)
-    except SpatialAvatarError as e:
-        return e
-    outcomes: list[dict[str, Any] | str] = []
-    for subject in group:
-        try:
-            outcomes.append(bench.measure(subject))
-        except Exception as e:  # of this subject; the others may be sound
-            outcomes.append(reason_of(e))
-    return outcomes
-
-
-@lru_cache(maxsize=1)
-def _bench(opened: _Opened) -> "Bench":
-    import ray
-
-    from spatialavatar.evaluation.subjects import Bench
-
-    return Bench(ray.get(opened.reference), "cuda" if ray.get_gpu_ids() else "cpu")
 
 
 def _at_once(workers: int | None, gpus: bool) -> int:

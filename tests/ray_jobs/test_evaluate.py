@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from tests.builders.clips import tiny_clip, tiny_head
 from tests.builders.folders import folder_content
 from tests.builders.generators import awaken, tiny_generator
 from tests.builders.shards import tiny_shards
+from tests.builders.train_jobs import ROOT
 from tests.builders.training import tiny_head_file
 
 pytest.importorskip("ray")
@@ -189,13 +191,22 @@ def test_avatars_on_their_own_clips(
     assert command(monkeypatch, *options) == 0
 
 
+def test_as_a_program_of_its_own(made: Path, tmp_path: Path, ray_cluster: str) -> None:
+    """What its workers are sent must not be of ``__main__``, which is another module there."""
+    environment = {**os.environ, "https_proxy": "http://127.0.0.1:9"}  # nobody: no weights are downloaded
+    options = options_for(made, tmp_path / "out", k=1, targets=1, limit=1, address=ray_cluster)
+    program = [sys.executable, "-m", "ray_jobs.evaluate", *options]
+    done = subprocess.run(program, cwd=ROOT, env=environment, check=False, capture_output=True, text=True, timeout=200)
+    assert done.stdout.startswith(f"{tmp_path}/out: 1 subjects, 1 new"), done.stderr
+
+
 def test_a_subject_that_ends_its_process_is_left_out(
     made: Path, tmp_path: Path, ray_cluster: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """It lies in a task with sound ones, which are measured all the same."""
     import ray_jobs.evaluate
 
-    real, tries = ray_jobs.evaluate._measure, tmp_path / "tries"
+    real, tries = ray_jobs.evaluate.measure, tmp_path / "tries"
 
     def fragile(group: Any, opened: Any) -> Any:
         if any(subject.key == "c1" for subject in group):
@@ -204,7 +215,7 @@ def test_a_subject_that_ends_its_process_is_left_out(
             os.kill(os.getpid(), signal.SIGKILL)
         return real(group, opened)
 
-    monkeypatch.setattr(ray_jobs.evaluate, "_measure", fragile)
+    monkeypatch.setattr(ray_jobs.evaluate, "measure", fragile)
     out = tmp_path / "out"
     assert command(monkeypatch, *options_for(made, out, k=1, targets=1, workers=1)) == 0
     assert f"\n{out}: 2 subjects, 2 new\n3 could not" in f"\n{capfd.readouterr().out}"  # the fixture's Ray prints, too
@@ -218,7 +229,7 @@ def test_an_unexpected_exception_is_its_subjects_own(monkeypatch: pytest.MonkeyP
     import numba
     import torch
 
-    import ray_jobs.evaluate
+    from ray_jobs import evaluate_worker
 
     class Bench:
         def measure(self, subject: str) -> dict[str, Any]:
@@ -228,8 +239,8 @@ def test_an_unexpected_exception_is_its_subjects_own(monkeypatch: pytest.MonkeyP
 
     for library, name in ((torch, "set_num_threads"), (cv2, "setNumThreads"), (numba, "set_num_threads")):
         monkeypatch.setattr(library, name, lambda count: None)  # this process is no worker
-    monkeypatch.setattr(ray_jobs.evaluate, "_bench", lambda opened: Bench())
-    measure: Any = ray_jobs.evaluate._measure
+    monkeypatch.setattr(evaluate_worker, "_bench", lambda opened: Bench())
+    measure: Any = evaluate_worker.measure
     assert measure(("sound", "strange", "sound"), None) == [{"rows": []}, "IndexError: out of range", {"rows": []}]
 
 
