@@ -5,7 +5,6 @@ import os
 # before torch starts its thread pool, which fights over the cores otherwise
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import json
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -86,19 +85,12 @@ def tune(
 
 
 def _located(plan: "TrialPlan") -> "TrialPlan":
-    """With locations that mean the same to a worker. The same shards by another path are then seen to be the same."""
+    """With locations that mean the same to a worker."""
     from ray_jobs.training import absolute
-    from spatialavatar.config import load_config
-    from spatialavatar.errors import SpatialAvatarError
-    from spatialavatar.training.config import TrainConfig
 
-    both = absolute(plan.config.model_copy(update={"held_out": plan.evaluated_on}))
-    assert both.held_out is not None
-    try:
-        load_config(TrainConfig, None, [f"{k}={json.dumps(v)}" for k, v in both.model_dump(mode="json").items()])
-    except SpatialAvatarError as e:
-        raise SpatialAvatarError(f"evaluate.data, as held_out of variant {plan.name}: {e}") from None
-    return replace(plan, config=absolute(plan.config), evaluated_on=both.held_out)
+    evaluated_on = absolute(plan.config.model_copy(update={"held_out": plan.evaluated_on})).held_out
+    assert evaluated_on is not None
+    return replace(plan, config=absolute(plan.config), evaluated_on=evaluated_on)
 
 
 def _tune(sweep: "TuneConfig", plans: "Sequence[TrialPlan]", out: str, force: bool, address: str | None) -> None:

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from spatialavatar import files
 from spatialavatar.config import Config
 from spatialavatar.generator.config import GeneratorConfig
 
@@ -148,7 +149,7 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _nobody_on_both_sides(self) -> "TrainConfig":
         data, held_out = self.data.shards, self.held_out.shards if self.held_out else None
-        if data is None or held_out is None or data.url != held_out.url:
+        if data is None or held_out is None or files.absolute(data.url) != files.absolute(held_out.url):
             return self
         if {data.part, held_out.part} != {"train", "held_out"}:
             raise ValueError(

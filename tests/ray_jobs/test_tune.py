@@ -235,7 +235,7 @@ def test_the_same_shards_by_another_path_are_the_same(
     file = sweep_file(tmp_path / "s.yaml", training, paper={}, evaluate={"data": data})
     assert command(monkeypatch, "--config", file, "--out", tmp_path / "out") == 2
     line = capsys.readouterr().err
-    assert line.startswith(f"error: evaluate.data, as held_out of variant {SLOW}: ")
+    assert f"s.yaml: evaluate.data, as held_out of variant {SLOW}: " in line
     assert "held_out must be of other people" in line
 
 

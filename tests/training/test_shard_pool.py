@@ -141,6 +141,7 @@ def test_held_out_people_are_of_the_same_shards_unless_said() -> None:
     ("data", "held_out"),
     [
         ("a", {"part": "held_out"}),
+        ({"url": "s3://lab/a", "part": "train"}, {"url": "s3://lab/a/"}),
         ({"url": "a", "part": "train"}, {"part": "train"}),
         ({"url": "a", "part": "train"}, {"part": "held_out", "held_out_share": 0.1}),
     ],
