@@ -54,7 +54,7 @@ def test_two_calls_give_the_same_bytes(generated: Generated) -> None:
     "settings",
     [
         {"OMP_NUM_THREADS": "1"},  # as Ray gives its workers
-        {"OMP_NUM_THREADS": "3", "OPENBLAS_CORETYPE": "Prescott"},
+        pytest.param({"OMP_NUM_THREADS": "3", "OPENBLAS_CORETYPE": "Prescott"}, marks=pytest.mark.slow),
     ],
     ids=["one_thread", "another_processor"],
 )
