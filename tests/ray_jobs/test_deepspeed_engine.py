@@ -110,7 +110,8 @@ def assert_same_first_gradient(run: Path, other: Path) -> None:
         assert np.linalg.norm(found[name] - expected[name]) <= 1e-5 * max(np.linalg.norm(expected[name]), 1e-3 * whole)
 
 
-@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2])
 def test_two_processes_train_as_one(folder: Path, stage: int) -> None:
     """Gradients of the first step, losses over twenty; the anchor stays what it was."""
     out = folder / f"two-{stage}"
