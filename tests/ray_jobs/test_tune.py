@@ -478,33 +478,26 @@ def test_a_sweep_that_is_interrupted_and_then_killed(folder: Path, training: Pat
 
 
 @pytest.mark.slow
-def test_trials_that_fall_behind_are_stopped_for_good(folder: Path, training: Path, ray_cluster: str) -> None:
-    """One learns nothing, and is stopped; the driver dies, and another goes on with the rest, one at a time."""
+def test_trials_that_fall_behind_are_stopped(folder: Path, training: Path, ray_cluster: str) -> None:
+    """One at a time: the second, which learns nothing, is worse than the first at the first look."""
     out, behind = folder / "asha", "learning_rate=1e-09"
     file = sweep_file(
         folder / "asha.yaml",
         training,
         grid={"optimizer.learning_rate": [1e-2, 1e-9]},
         paper={},
-        set={"steps": 60, "sheet_every": 10, "checkpoint_every": 10},
+        set={"steps": 200, "sheet_every": 10, "checkpoint_every": 10},
         search="asha",
         asha={"grace_period": 10, "reduction_factor": 2},
     )
-    first = start(file, out, ray_cluster, trials=2)
-    wait_for((out / "ended" / f"{behind}.json").exists, first)
-    first.kill()
-    code, printed = ended(first)
-    assert code == -signal.SIGKILL, printed
-    trained = folder_content(out / "trials" / behind)
-
     code, printed = ended(start(file, out, ray_cluster))
-    assert code == 0 and "2 variants, 1 of them done, one at a time" in printed, printed
-    assert folder_content(out / "trials" / behind) == trained
+    assert code == 0, printed
+    assert (out / "ended" / f"{behind}.json").exists()
     rows = table_of(out)
     assert float(rows[FAST]["psnr"]) > 0 and rows[FAST]["note"] == ""
     stopped = rows[behind]
     assert stopped["psnr"] == "" and stopped["note"].startswith("stopped at step ") and stopped["held_out_psnr"]
-    assert int(stopped["note"].rpartition(" ")[2]) < 60
+    assert int(stopped["note"].rpartition(" ")[2]) < 200
 
 
 def test_another_folder_is_refused(
