@@ -4,7 +4,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,9 @@ SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_TO_ANSWER = 2.0  # of a machine
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container; hosts have no such file
 HUNDREDTH = 100  # Ray takes finer fractions, people do not
+ROUNDING = 1e-9
+
+Machines = Sequence[Mapping[str, float]]  # resources of each
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Places:
     @property
     def resources(self) -> dict[str, float]:
         """Of one worker, as Ray counts them."""
-        return {"CPU": self.cpus} | ({"GPU": 1.0} if self.gpu else {})
+        return needs(self.cpus, self.gpu)
 
 
 def local_cpus(workers: int) -> int:
@@ -52,9 +55,9 @@ def usable_cpus() -> int:
 def held_by_others(places: Places) -> str:
     """What the cluster has for a training, but not now; empty when there is nothing to wait for."""
     free = ray.available_resources()
-    if all(free.get(name, 0) + 1e-9 >= places.workers * need for name, need in places.resources.items()):
+    if all(free.get(name, 0) + ROUNDING >= places.workers * need for name, need in places.resources.items()):
         return ""
-    each = " and ".join(f"{need:g} {name}" for name, need in places.resources.items())
+    each = _each(places.resources)
     return f"{places.workers} worker(s) need {each} each; {free_now()} are free, other jobs hold the rest"
 
 
@@ -75,7 +78,8 @@ def find_places(config: TrainConfig, tell: Callable[[str], None] = lambda line: 
     asked = False
     try:
         while True:
-            places, missing = _look(config)
+            nodes = machines()
+            places, missing = _look(config, nodes)
             if places is not None:
                 return places
             if time.monotonic() >= until:
@@ -85,8 +89,7 @@ def find_places(config: TrainConfig, tell: Callable[[str], None] = lambda line: 
                 )
             if not asked:
                 tell(f"waiting for machines: {missing}")
-                cpus = sum(node.get("CPU", 0) for node in machines())
-                worker = _wanted(config, cpus, config.distributed.use_gpu or False)
+                worker = _wanted(config, total(nodes, "CPU"), config.distributed.use_gpu or False)
                 request_resources(bundles=[worker] * config.distributed.workers)
                 asked = True
             time.sleep(SECONDS_BETWEEN_LOOKS)
@@ -95,19 +98,17 @@ def find_places(config: TrainConfig, tell: Callable[[str], None] = lambda line: 
             request_resources(bundles=[])  # it would hold machines for ever; a training asks for its own
 
 
-def _look(config: TrainConfig) -> tuple[Places | None, str]:
+def _look(config: TrainConfig, nodes: Machines) -> tuple[Places | None, str]:
     """The places, or what is missing."""
     wanted, workers = config.distributed, config.distributed.workers
-    nodes = machines()
-    total, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
+    cpus, gpus = total(nodes, "CPU"), total(nodes, "GPU")
     gpu = gpus > 0 if wanted.use_gpu is None else wanted.use_gpu
-    worker = _wanted(config, total, gpu)
-    room = sum(min(int(node.get(name, 0) / need + 1e-9) for name, need in worker.items()) for node in nodes)
-    each = " and ".join(f"{need:g} {name}" for name, need in worker.items())
-    there = f"{len(nodes)} machine(s) with {total:g} CPU and {gpus:g} GPU"
+    worker = _wanted(config, cpus, gpu)
+    room, each = workers_on(nodes, worker), _each(worker)
+    there = f"{len(nodes)} machine(s) with {cpus:g} CPU and {gpus:g} GPU"
     if room < workers:
         return None, f"{workers} worker(s) of {each} each were asked for; the cluster, {there}, has room for {room}"
-    left = int(total - workers * worker["CPU"] + 1e-9)
+    left = int(cpus - workers * worker["CPU"] + ROUNDING)
     if left < workers:
         return None, (
             f"{workers} worker(s) of {each} each leave {left} CPU(s) of {there} to prepare batches, expected one for "
@@ -121,11 +122,31 @@ def _wanted(config: TrainConfig, total_cpus: float, gpu: bool) -> dict[str, floa
     """Resources of a worker."""
     wanted = config.distributed
     cpus = wanted.cpus_per_worker
-    if cpus is None:
-        share = total_cpus / wanted.workers
-        # on CPUs, training and preparing take about as long; each worker leaves a whole one
-        cpus = 1.0 if gpu else max(math.floor(HUNDREDTH * min(share / 2, share - 1)) / HUNDREDTH, 1 / HUNDREDTH)
+    return needs(cpus_of_share(total_cpus / wanted.workers, gpu) if cpus is None else cpus, gpu)
+
+
+def cpus_of_share(share: float, gpu: bool) -> float:
+    """Of a worker's share of the CPUs, those that it takes itself; the others prepare its batches."""
+    # without a GPU, training and preparing take about as long; each worker leaves a whole one
+    return 1.0 if gpu else max(math.floor(HUNDREDTH * min(share / 2, share - 1)) / HUNDREDTH, 1 / HUNDREDTH)
+
+
+def needs(cpus: float, gpu: bool) -> dict[str, float]:
+    """Resources of a worker, as Ray counts them."""
     return {"CPU": cpus} | ({"GPU": 1.0} if gpu else {})
+
+
+def workers_on(nodes: Machines, worker: Mapping[str, float]) -> int:
+    """How many there is room for."""
+    return sum(min(int(node.get(name, 0) / need + ROUNDING) for name, need in worker.items()) for node in nodes)
+
+
+def total(nodes: Machines, name: str) -> float:
+    return sum(node.get(name, 0) for node in nodes)
+
+
+def _each(worker: Mapping[str, float]) -> str:
+    return " and ".join(f"{need:g} {name}" for name, need in worker.items())
 
 
 def machines() -> list[dict[str, float]]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"  # by which Ray Train is told
-LEAST_START_TIMEOUT = 60.0
+LEAST_START_TIMEOUT = 60.0  # seconds that workers wait for what other jobs hold
 ENVIRONMENT = {  # of the workers
     "OMP_WAIT_POLICY": "passive",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -126,7 +126,7 @@ def _trainer(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    os.environ[START_TIMEOUT] = str(start_timeout(config))
+    os.environ[START_TIMEOUT] = str(max(LEAST_START_TIMEOUT, config.distributed.wait_seconds))
     return TorchTrainer(
         work,  # type: ignore[arg-type]  # Ray declares version 1, and runs version 2
         train_loop_config={
@@ -150,11 +150,6 @@ def _trainer(
         ),
         torch_config=TorchConfig(backend="nccl" if places.gpu else "gloo"),
     )
-
-
-def start_timeout(config: TrainConfig) -> float:
-    """Seconds that workers wait for what other jobs hold."""
-    return max(LEAST_START_TIMEOUT, config.distributed.wait_seconds)
 
 
 def _loss(error: Exception) -> str:

@@ -4,19 +4,28 @@ Ray Tune counts the small share of a trial's own process alone, and knows nothin
 workers. More trials than fit would wait for each other's machines for ever, so they are counted here.
 """
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ray_jobs.resources import SECONDS_BETWEEN_LOOKS, Places, find_places, machines
+from ray_jobs.resources import (
+    HUNDREDTH,
+    ROUNDING,
+    SECONDS_BETWEEN_LOOKS,
+    Machines,
+    Places,
+    cpus_of_share,
+    find_places,
+    machines,
+    needs,
+    total,
+    workers_on,
+)
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.training.config import TrainConfig
 
 TRIAL_CPUS = 0.01  # of a trial's own process, which waits for its workers
 LEAST_CPUS = 0.5  # of a worker without a GPU
-HUNDREDTHS = 100
-_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,7 @@ def _machines_for(
                 tell(f"waiting for machines: {trials} trials at a time were asked for, there is room for {room}")
                 workers = trials * max(config.distributed.workers for config in configs)
                 cpus = max(_least_cpus(config, gpu) for config in configs)
-                request_resources(bundles=[_needs(cpus, gpu), {"CPU": 1.0}] * workers)
+                request_resources(bundles=[needs(cpus, gpu), {"CPU": 1.0}] * workers)
                 asked = True
             time.sleep(SECONDS_BETWEEN_LOOKS)
     finally:
@@ -82,46 +91,31 @@ def _machines_for(
             request_resources(bundles=[])  # it would hold machines for ever; the trials ask for their own
 
 
-def _room(configs: Sequence[TrainConfig], gpu: bool, nodes: Sequence[dict[str, float]]) -> int:
+def _room(configs: Sequence[TrainConfig], gpu: bool, nodes: Machines) -> int:
     """Trials at a time; at least the one for which there are places."""
     return max(1, min(len(configs), *(_most(config, gpu, nodes) for config in configs)))
 
 
-def _most(config: TrainConfig, gpu: bool, nodes: Sequence[dict[str, float]]) -> int:
+def _most(config: TrainConfig, gpu: bool, nodes: Machines) -> int:
     """Trials for which there is room when each takes the least that it can."""
     workers = config.distributed.workers
     least = _least_cpus(config, gpu)
-    by_cpu = _total(nodes, "CPU") / (workers * (least + 1) + TRIAL_CPUS)
-    return min(int(by_cpu + _ROUNDING), _workers_on(nodes, least, gpu) // workers)
+    by_cpu = total(nodes, "CPU") / (workers * (least + 1) + TRIAL_CPUS)
+    return min(int(by_cpu + ROUNDING), workers_on(nodes, needs(least, gpu)) // workers)
 
 
-def _places(config: TrainConfig, gpu: bool, nodes: Sequence[dict[str, float]], trials: int) -> Places:
+def _places(config: TrainConfig, gpu: bool, nodes: Machines, trials: int) -> Places:
     """A fair share of the cluster."""
     workers = config.distributed.workers
-    share = (_total(nodes, "CPU") / trials - TRIAL_CPUS) / workers  # of a worker and what prepares its batches
+    share = (total(nodes, "CPU") / trials - TRIAL_CPUS) / workers  # of a worker and what prepares its batches
     cpus = config.distributed.cpus_per_worker
     if cpus is None:
-        # as for one training: on CPUs, half of it, and never the last whole one
-        cpus = 1.0 if gpu else max(math.floor(HUNDREDTHS * min(share / 2, share - 1)) / HUNDREDTHS, 1 / HUNDREDTHS)
-        while cpus > LEAST_CPUS and _workers_on(nodes, cpus, gpu) < trials * workers:
-            cpus = round(cpus - 1 / HUNDREDTHS, 2)
-    left = max(1, int(share - cpus + _ROUNDING))
+        cpus = cpus_of_share(share, gpu)
+        while cpus > LEAST_CPUS and workers_on(nodes, needs(cpus, gpu)) < trials * workers:
+            cpus = round(cpus - 1 / HUNDREDTH, 2)
+    left = max(1, int(share - cpus + ROUNDING))
     return Places(workers, cpus, gpu, min(left, config.data.workers or left))
-
-
-def _workers_on(nodes: Sequence[dict[str, float]], cpus: float, gpu: bool) -> int:
-    needs = _needs(cpus, gpu).items()
-    return sum(min(int(node.get(name, 0) / need + _ROUNDING) for name, need in needs) for node in nodes)
 
 
 def _least_cpus(config: TrainConfig, gpu: bool) -> float:
     return config.distributed.cpus_per_worker or (1.0 if gpu else LEAST_CPUS)
-
-
-def _needs(cpus: float, gpu: bool) -> dict[str, float]:
-    """Of a worker."""
-    return {"CPU": cpus} | ({"GPU": 1.0} if gpu else {})
-
-
-def _total(nodes: Sequence[dict[str, float]], name: str) -> float:
-    return sum(node.get(name, 0) for node in nodes)

@@ -183,8 +183,8 @@ class _Ready:
             if found is None:
                 for stale in PARTS:
                     files.remove(files.join(out, stale))
-            if found is None and anchor is not None:
-                write_anchor(files.join(out, ANCHOR), anchor)
+                if anchor is not None:
+                    write_anchor(files.join(out, ANCHOR), anchor)
 
         def ours(step: int) -> Generator[PackedBatch, None, None]:
             if stream is not None:
