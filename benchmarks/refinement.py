@@ -94,7 +94,7 @@ def measure(
         for subject in subjects:
             subject.preload()
         run = Refinement(subjects, head, layout, LocalGaussians.cat([start.gaussians] * len(chosen)), config)
-        run.iteration = config.anti_spike.aspect_from  # every part of the loop is at work from here on
+        run.iterations = [config.anti_spike.aspect_from] * len(chosen)  # every part of the loop is at work from here on
         return run
 
     run = refinement(clips[:1])
@@ -140,8 +140,8 @@ def stages(
         "rasterize forward + backward": lambda: rasterize(leaves, view.camera).features.sum().backward(),
         "photometric loss": lambda: photometric_loss(pictures, target, view.region, background).total.sum().backward(),
         "aspect loss": lambda: aspect_loss(leaves, view.camera, 1.0).sum().backward(),
-        "Adam": run.optimizer.step,
-        "clamp": run._clamp,
+        "Adam": run.optimizers[0].step,
+        "clamp": lambda: run._clamp(0),
     }
     times = {name: timed(call, options.iterations, device) for name, call in measured.items()}
     if options.reference_iterations:

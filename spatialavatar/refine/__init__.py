@@ -3,24 +3,38 @@
 from spatialavatar.avatar.reference_frame import mouth_openness, reference_frame
 from spatialavatar.refine.config import AntiSpike, LearningRates, RefineConfig
 from spatialavatar.refine.loop import Refinement, StepTerms
-from spatialavatar.refine.run import Progress, StopRefinement, refine_clip
+from spatialavatar.refine.run import (
+    Prepared,
+    Progress,
+    Refined,
+    StopRefinement,
+    finished_avatar,
+    prepare,
+    refine_batch,
+    refine_clip,
+)
 from spatialavatar.refine.start import Start, avatar_start, generator_start, template_start
 from spatialavatar.refine.subject import Subject
 
 __all__ = [
     "AntiSpike",
     "LearningRates",
+    "Prepared",
     "Progress",
     "RefineConfig",
+    "Refined",
     "Refinement",
     "Start",
     "StepTerms",
     "StopRefinement",
     "Subject",
     "avatar_start",
+    "finished_avatar",
     "generator_start",
     "mouth_openness",
+    "prepare",
     "reference_frame",
+    "refine_batch",
     "refine_clip",
     "template_start",
 ]

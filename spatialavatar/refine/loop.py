@@ -46,12 +46,21 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # of Adam, by torch's names
 ADAM_EPS = 1e-15  # as 3DGS: the gradients of a mean over pixels are far below Adam's usual 1e-8
 
 
+class SubjectError(Exception):
+    """A training frame of one subject of a batch cannot be had; nothing was stepped. Raised from what is wrong."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__(f"subject {row} of the batch")
+        self.row = row
+
+
 class Refinement:
-    """The state of one optimisation: parameters, Adam moments, iteration.
+    """The state of one optimisation: of each subject its parameters, Adam moments and iteration.
 
     All subjects share the head, the layout and the image size. ``start`` has one row per subject; with the clamp on,
-    its scales are clamped before the first iteration. Each subject has parameter tensors of its own, which meet only
-    along the batch axis of the splatter, so that its rounding is the same in any batch.
+    its scales are clamped before the first iteration. Each subject has parameter tensors and an optimizer of its own,
+    which meet only along the batch axis of the splatter, so that its rounding is the same in any batch; subjects may
+    stand at different iterations, and leave (``remove``).
     """
 
     def __init__(
@@ -69,32 +78,46 @@ class Refinement:
             raise SpatialAvatarError(
                 f"start has {start.batch} x {start.count} Gaussians, expected {len(subjects)} x {layout.count}"
             )
-        self.subjects, self.config, self.iteration = list(subjects), config, 0
+        self.subjects, self.config = list(subjects), config
+        self.iterations = [0] * len(subjects)
         self._faces, self._face_index = head.faces, layout.face_index
         self._rest_scale = rest_scale(head.template, head.faces, layout.face_index)
         self.parameters = [to_parameters(start[i], self._rest_scale) for i in range(len(subjects))]
         self.initial_log_scale = [p["log_scale"].detach().clone() for p in self.parameters]
-        self._clamp()
-        groups = [{"params": [p[name] for p in self.parameters], "name": name} for name in NAMES]
-        self.optimizer = torch.optim.Adam(groups, eps=ADAM_EPS, fused=True)
+        for row in range(len(subjects)):
+            self._clamp(row)
+        self.optimizers = [
+            torch.optim.Adam([{"params": [p[name]], "name": name} for name in NAMES], eps=ADAM_EPS, fused=True)
+            for p in self.parameters
+        ]
 
     @property
     def device(self) -> torch.device:
         return self._rest_scale.device
+
+    @property
+    def iteration(self) -> int:
+        """Of the subject that has done the fewest."""
+        return min(self.iterations)
 
     def gaussians(self) -> LocalGaussians:
         """The current Gaussians, detached."""
         detached = [{name: tensor.detach() for name, tensor in p.items()} for p in self.parameters]
         return LocalGaussians.cat([to_gaussians(p, self._rest_scale) for p in detached])
 
-    def max_aspect_ratio(self) -> float:
-        return max(max_aspect_ratio(p["log_scale"].detach()) for p in self.parameters)
+    def max_aspect_ratio(self, row: int = 0) -> float:
+        return max_aspect_ratio(self.parameters[row]["log_scale"].detach())
+
+    def remove(self, row: int) -> None:
+        """A subject leaves; those after it move up by one row."""
+        for listed in (self.subjects, self.iterations, self.parameters, self.initial_log_scale, self.optimizers):
+            del listed[row]  # type: ignore[attr-defined]
 
     def step(self) -> StepTerms:
-        """One iteration."""
-        config, spikes, t = self.config, self.config.anti_spike, self.iteration
-        views = [s.view(s.row_at(config.seed, t)) for s in self.subjects]
-        background = torch.cat([self._background(s, t) for s in self.subjects])
+        """One iteration of every subject. Raises SubjectError, with all as they were."""
+        config, spikes = self.config, self.config.anti_spike
+        views = [self._view(row) for row in range(len(self.subjects))]
+        background = torch.cat([self._background(s, t) for s, t in zip(self.subjects, self.iterations)])
         world, camera = self._world(views), Camera.cat([v.camera for v in views])
         photometric = photometric_loss(
             rasterize(world, camera),
@@ -105,44 +128,58 @@ class Refinement:
             ssim_weight=config.ssim_weight,
         )
         total, aspect = photometric.total, torch.zeros_like(photometric.total)
-        if spikes.aspect_weight and t >= spikes.aspect_from:
-            aspect = aspect_loss(world, camera, spikes.aspect_tau)
+        late = [row for row, t in enumerate(self.iterations) if t >= spikes.aspect_from]
+        if spikes.aspect_weight and late:
+            if len(late) == len(self.subjects):
+                aspect = aspect_loss(world, camera, spikes.aspect_tau)
+            else:
+                rows = torch.tensor(late, device=self.device)
+                aspect = aspect.index_copy(0, rows, aspect_loss(world[rows], camera[rows], spikes.aspect_tau))
             total = total + spikes.aspect_weight * aspect
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         total.sum().backward()  # a sum, so that no subject's gradient depends on the batch
-        self._adam_step()
-        self.iteration = t + 1
-        if t >= spikes.clamp_from or self.iteration == config.iterations:
-            self._clamp()
+        for row in range(len(self.subjects)):
+            self._adam_step(row)
+            self.iterations[row] += 1
+            if self.iterations[row] > spikes.clamp_from or self.iterations[row] == config.iterations:
+                self._clamp(row)
         return StepTerms(*(x.detach() for x in (total, photometric.l1, photometric.ssim, aspect)))
 
     def run(self, after_step: Callable[[StepTerms], None]) -> None:
-        """Step until the configured number of iterations."""
+        """Step until the configured number of iterations, of subjects that stand at the same one."""
         while self.iteration < self.config.iterations:
             after_step(self.step())
 
-    def state(self, subject: int = 0) -> dict[str, Tensor]:
+    def state(self, row: int = 0) -> dict[str, Tensor]:
         """Everything that going on with a subject needs beside its config and input, as flat tensors."""
-        tensors = {"initial_log_scale": self.initial_log_scale[subject]}
-        for name, parameter in self.parameters[subject].items():
+        tensors = {"initial_log_scale": self.initial_log_scale[row]}
+        for name, parameter in self.parameters[row].items():
             tensors[name] = parameter.detach()
-            for key, value in self.optimizer.state.get(parameter, {}).items():
+            for key, value in self.optimizers[row].state.get(parameter, {}).items():
                 tensors[f"{name}.{key}"] = value.reshape(1) if key == "step" else value
         return tensors
 
-    def load_state(self, tensors: dict[str, Tensor], iteration: int, subject: int = 0) -> None:
-        self.iteration = iteration
-        self.initial_log_scale[subject] = tensors["initial_log_scale"].to(self.device)
+    def load_state(self, tensors: dict[str, Tensor], iteration: int, row: int = 0) -> None:
+        self.iterations[row] = iteration
+        self.initial_log_scale[row] = tensors["initial_log_scale"].to(self.device)
         with torch.no_grad():
-            for name, parameter in self.parameters[subject].items():
+            for name, parameter in self.parameters[row].items():
                 parameter.copy_(tensors[name])
                 stored = {key: tensors.get(f"{name}.{key}") for key in MOMENTS}
                 moments = {key: value.to(self.device) for key, value in stored.items() if value is not None}
                 if moments:
-                    self.optimizer.state[parameter] = {**moments, "step": moments["step"].reshape(())}
+                    self.optimizers[row].state[parameter] = {**moments, "step": moments["step"].reshape(())}
 
-    def is_finite(self) -> bool:
-        return all(bool(torch.isfinite(tensor).all()) for p in self.parameters for tensor in p.values())
+    def is_finite(self, row: int = 0) -> bool:
+        return all(bool(torch.isfinite(tensor).all()) for tensor in self.parameters[row].values())
+
+    def _view(self, row: int) -> TrainingView:
+        subject = self.subjects[row]
+        try:
+            return subject.view(subject.row_at(self.config.seed, self.iterations[row]))
+        except (SpatialAvatarError, OSError) as e:
+            raise SubjectError(row) from e
 
     def _world(self, views: Sequence[TrainingView]) -> WorldGaussians:
         """What the loss sees: channels beyond RGB take no part."""
@@ -155,18 +192,18 @@ class Refinement:
             return subject.background_at(self.config.seed, iteration)
         return torch.full((1, 3), 1.0 if kind == "white" else 0.0, device=subject.device)
 
-    def _adam_step(self) -> None:
-        decay = 0.5 * (1 + math.cos(math.pi * self.iteration / self.config.iterations))
-        for group in self.optimizer.param_groups:
+    def _adam_step(self, row: int) -> None:
+        iteration = self.iterations[row]
+        decay = 0.5 * (1 + math.cos(math.pi * iteration / self.config.iterations))
+        for group in self.optimizers[row].param_groups:
             group["lr"] = getattr(self.config.learning_rates, group["name"]) * decay
-        if self.iteration < self.config.anti_spike.scale_freeze_iterations:
-            for p in self.parameters:
-                p["log_scale"].grad = None
-        self.optimizer.step()
+        if iteration < self.config.anti_spike.scale_freeze_iterations:
+            self.parameters[row]["log_scale"].grad = None
+        self.optimizers[row].step()
 
     @torch.no_grad()
-    def _clamp(self) -> None:
+    def _clamp(self, row: int) -> None:
         spikes = self.config.anti_spike
         if spikes.clamp:
-            for p, initial in zip(self.parameters, self.initial_log_scale):
-                p["log_scale"].copy_(clamp_log_scale(p["log_scale"], initial, spikes.aspect_bound, spikes.scale_range))
+            log_scale, initial = self.parameters[row]["log_scale"], self.initial_log_scale[row]
+            log_scale.copy_(clamp_log_scale(log_scale, initial, spikes.aspect_bound, spikes.scale_range))

@@ -1,10 +1,13 @@
-"""Refining one clip into an avatar folder: start, log, checkpoints, resume, the finished avatar."""
+"""Refining clips: one into an avatar folder, or several at once, each with its log and checkpoints.
 
-import json
-import math
+``prepare`` makes a subject ready, ``refine_batch`` optimises prepared ones together, ``finished_avatar`` is what a
+refined one becomes; ``refine_clip`` is the three for one clip.
+"""
+
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -12,19 +15,18 @@ import torch
 
 from spatialavatar import files
 from spatialavatar.avatar import Avatar, StaticAppearance, licence_note, write_avatar
-from spatialavatar.avatar.folder import LOG, claim_folder, clear_folder, clear_partial
+from spatialavatar.avatar.folder import claim_folder, clear_folder, clear_partial
 from spatialavatar.avatar.reference_frame import reference_frame
 from spatialavatar.clip import TrackedClip
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head import HeadModel, HeadReference
 from spatialavatar.refine import checkpoint as checkpoints
-from spatialavatar.refine.checkpoint import Checkpoint
 from spatialavatar.refine.config import RefineConfig
-from spatialavatar.refine.loop import TERM_NAMES, Refinement, StepTerms
+from spatialavatar.refine.journal import Journal
+from spatialavatar.refine.loop import Refinement, SubjectError
 from spatialavatar.refine.start import Start
 from spatialavatar.refine.subject import Subject
-
-SECONDS_BETWEEN_LOG_WRITES = 1.0  # at least: a file on a store is written whole
+from spatialavatar.splat.gaussians import LocalGaussians
 
 
 class StopRefinement(Exception):
@@ -39,6 +41,29 @@ class Progress:
     iterations: int
     seconds: float
     latest: dict[str, float] = field(default_factory=dict)  # the last line of the log
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A subject that can be optimised: its frames and meshes, its start, and where its checkpoints lie."""
+
+    subject: Subject
+    start: Start
+    folder: files.Location
+    inputs: dict[str, Any]  # what a resumed run must find unchanged
+
+
+@dataclass(frozen=True, eq=False)
+class Refined:
+    """What an optimisation made of a subject."""
+
+    prepared: Prepared
+    gaussians: LocalGaussians  # B = 1, on the CPU
+    iterations: int
+    seconds: float  # spent optimising: of a batch the subject's share
+    max_aspect_ratio: float
+    latest: dict[str, float]  # loss terms, means over the last lines of the log
+    log: bytes  # JSON lines
 
 
 def refine_clip(
@@ -67,7 +92,36 @@ def refine_clip(
     """
     device = torch.device(device)
     head = head.on(device)
-    subject = Subject(clip, head, config.resolution, config.frame_memory_gb * 1e9, device)
+    prepared = prepare(clip, head, start, config, out, device)
+    claim_folder(out, force, resume=resume)  # deletes nothing: what is replaced goes when all input has proved sound
+    resume = resume and files.exists(files.join(out, checkpoints.FILE))
+
+    def begin() -> None:
+        clear_partial(out)
+        if not resume:
+            clear_folder(out)
+
+    [outcome] = refine_batch(
+        [prepared], head, config, resume=resume, begin=begin, observe=lambda progress: observe(progress[0])
+    )
+    if isinstance(outcome, Exception):
+        raise outcome
+    avatar = finished_avatar(outcome, head, config, out, head_file)
+    write_avatar(out, avatar)
+    files.remove(files.join(out, checkpoints.FILE))
+    return avatar
+
+
+def prepare(
+    clip: TrackedClip,
+    head: HeadModel,
+    start: Start,
+    config: RefineConfig,
+    folder: files.Location,
+    device: torch.device | str = "cpu",
+) -> Prepared:
+    """Raises SpatialAvatarError for a clip of another head, or without training frames."""
+    subject = Subject(clip, head, config.resolution, config.frame_memory_gb * 1e9, torch.device(device))
     inputs = {
         "config": config.model_dump(mode="json"),
         "clip": _clip_facts(clip),
@@ -75,29 +129,127 @@ def refine_clip(
         "layout": start.layout.fingerprint,
         "start": {"origin": start.origin, "gaussians": start.fingerprint[:16]},
     }
-    claim_folder(out, force, resume=resume)  # deletes nothing: what is replaced goes when all input has proved sound
-    layout = start.layout.to(device)
-    refinement = Refinement([subject], head, layout, start.gaussians.to(device), config)
-    run = _Run(refinement, out, inputs, observe)
-    clear_partial(out)
-    if resume and files.exists(files.join(out, checkpoints.FILE)):
-        run.resume()
-    else:
-        clear_folder(out)
-    try:
-        run.go()
-    except StopRefinement:
-        run.save()
-        raise
+    return Prepared(subject, start, folder, inputs)
 
+
+def refine_batch(
+    batch: Sequence[Prepared],
+    head: HeadModel,
+    config: RefineConfig,
+    *,
+    resume: bool = True,
+    begin: Callable[[], None] = lambda: None,
+    observe: Callable[[list[Progress]], None] = lambda progress: None,
+    uploads: Executor | None = None,
+) -> list[Refined | Exception]:
+    """Optimise subjects of one layout and image size together; of each what came of it, or its error.
+
+    A subject that fails or is finished leaves the others, whose results are what they would be without it. With
+    ``resume`` a subject goes on from its checkpoint where there is one. ``begin`` is called when all input has proved
+    sound, ``observe`` after every iteration with the progress of each subject that is still there; StopRefinement
+    raised there writes their checkpoints first. ``uploads`` as in Journal.
+    """
+    device = batch[0].subject.device
+    layout = batch[0].start.layout.to(device)
+    for prepared in batch[1:]:
+        layout.require(prepared.start.layout.fingerprint, prepared.start.origin)
+    starts = LocalGaussians.cat([prepared.start.gaussians.to(device) for prepared in batch])
+    refinement = Refinement([prepared.subject for prepared in batch], head, layout, starts, config)
+    journals = [Journal(prepared.folder, prepared.inputs, uploads) for prepared in batch]
+    outcomes: list[Refined | Exception | None] = [None] * len(batch)
+    rows = list(range(len(batch)))  # the subject in each row of the refinement
+
+    def leave(row: int, outcome: Refined | Exception) -> None:
+        outcomes[rows[row]] = outcome
+        refinement.remove(row)
+        del rows[row]
+
+    def each(action: Callable[[int, Journal], None]) -> None:
+        """For every subject; one that raises leaves."""
+        for row in reversed(range(len(rows))):
+            try:
+                action(row, journals[rows[row]])
+            except (SpatialAvatarError, OSError) as e:
+                leave(row, e)
+
+    def go_on(row: int, journal: Journal) -> None:
+        if resume and files.exists(files.join(journal.folder, checkpoints.FILE)):
+            journal.resume(refinement, row)
+
+    def preload(row: int, journal: Journal) -> None:
+        refinement.subjects[row].preload()
+
+    def finish(row: int, journal: Journal) -> None:
+        if refinement.iterations[row] < config.iterations:
+            return
+        prepared, iterations = batch[rows[row]], refinement.iterations[row]
+        gaussians = refinement.gaussians()[row].to("cpu")
+        aspect = refinement.max_aspect_ratio(row)
+        refined = Refined(prepared, gaussians, iterations, journal.seconds, aspect, journal.latest, journal.log)
+        leave(row, refined)
+
+    since = time.perf_counter()
+
+    def share_time() -> None:
+        nonlocal since
+        now = time.perf_counter()
+        for i in rows:
+            journals[i].seconds += (now - since) / len(rows)
+        since = now
+
+    def tell() -> None:
+        if not rows:
+            return
+        listed = [(refinement.iterations[row], journals[i]) for row, i in enumerate(rows)]
+        observe([Progress(iteration, config.iterations, j.seconds, j.latest) for iteration, j in listed])
+
+    each(go_on)
+    if rows:
+        begin()
+    try:
+        since = time.perf_counter()
+        each(preload)
+        tell()
+        each(finish)
+        while rows:
+            try:
+                terms = refinement.step().stacked()
+            except SubjectError as e:
+                assert isinstance(e.__cause__, Exception)
+                leave(e.row, e.__cause__)
+                continue
+            share_time()
+            each(lambda row, journal, terms=terms: journal.after_step(refinement, row, terms[:, row]))  # type: ignore[misc]
+            share_time()
+            tell()
+            each(finish)
+    except StopRefinement:
+        share_time()
+        each(lambda row, journal: journal.save(refinement, row))
+        for journal in journals:
+            journal.settle()
+        raise
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
+def finished_avatar(
+    refined: Refined,
+    head: HeadModel,
+    config: RefineConfig,
+    out: files.Location,
+    head_file: files.Location | None = None,
+) -> Avatar:
+    """The avatar that a refined subject becomes in the folder ``out``."""
+    subject, start = refined.prepared.subject, refined.prepared.start
+    clip = subject.clip
     seen = sorted({frame.instant for frame in subject.frames})
-    reference = seen[reference_frame(head, clip.params[seen].to(device), config.seed)]
-    avatar = Avatar(
+    reference = seen[reference_frame(head, clip.params[seen].to(head.template.device), config.seed)]
+    return Avatar(
         identity=clip.identity,
         head=HeadReference.of(head),
-        uv_resolution=layout.resolution,
-        layout_fingerprint=layout.fingerprint,
-        appearance=StaticAppearance(refinement.gaussians().to("cpu")),
+        uv_resolution=start.layout.resolution,
+        layout_fingerprint=start.layout.fingerprint,
+        appearance=StaticAppearance(refined.gaussians),
         shape=clip.params.shape[:1],
         static_offset=None if clip.params.static_offset is None else clip.params.static_offset[:1],
         reference_params=clip.params[reference],
@@ -105,7 +257,7 @@ def refine_clip(
             "head_file": None if head_file is None else files.relative(head_file, out),
             "start": start.origin,
             "started_from": {"gaussians": start.fingerprint, **start.provenance},
-            "config": inputs["config"],
+            "config": refined.prepared.inputs["config"],
             "clip": {
                 "identity": clip.identity,
                 "source": asdict(clip.source),
@@ -115,113 +267,15 @@ def refine_clip(
                 "background": subject.background_kind(config.background),
             },
             "metrics": {
-                "iterations": refinement.iteration,
-                "seconds": round(run.seconds, 3),
-                "max_aspect_ratio": refinement.max_aspect_ratio(),
-                "peak_memory_gib": _peak_memory_gib(device),
-                **run.latest,
+                "iterations": refined.iterations,
+                "seconds": round(refined.seconds, 3),
+                "max_aspect_ratio": refined.max_aspect_ratio,
+                "peak_memory_gib": _peak_memory_gib(subject.device),
+                **refined.latest,
             },
         },
         licence_note=licence_note(HeadReference.of(head), clip.source.licence, start.licence_note),
     )
-    write_avatar(out, avatar)
-    files.remove(files.join(out, checkpoints.FILE))
-    return avatar
-
-
-class _Run:
-    """The bookkeeping around a Refinement: time, log, checkpoints."""
-
-    def __init__(
-        self, refinement: Refinement, out: files.Location, inputs: dict[str, Any], observe: Callable[[Progress], None]
-    ) -> None:
-        self.refinement, self.out, self.inputs, self.observe = refinement, out, inputs, observe
-        self.seconds = 0.0
-        self.latest: dict[str, float] = {}
-        self._window: list[torch.Tensor] = []  # on the device: reading a number would wait for it
-        self._log_lines: list[str] = []
-        self._log_written = -math.inf
-
-    def resume(self) -> None:
-        saved = checkpoints.load_checkpoint(self.out, self.inputs)
-        self.refinement.load_state(saved.tensors, saved.iteration)
-        self.seconds = saved.seconds
-        self._window = [torch.tensor(terms, device=self.refinement.device) for terms in saved.window]
-        where = files.join(self.out, LOG)
-        lines = files.read_bytes(where).decode().splitlines() if files.exists(where) else []
-        # lines of iterations that the killed run did after its checkpoint are done again
-        self._log_lines = [line for line in lines if json.loads(line)["iteration"] <= saved.iteration]
-        self._write_log()
-        if self._log_lines:
-            last = json.loads(self._log_lines[-1])
-            self.latest = {name: last[name] for name in TERM_NAMES}
-
-    def go(self) -> None:
-        self._since = time.perf_counter()
-        for subject in self.refinement.subjects:
-            subject.preload()
-        self.observe(self._progress())
-        self.refinement.run(self._after_step)
-
-    def save(self) -> None:
-        """Raises SpatialAvatarError instead of writing numbers that are not finite."""
-        self._require_finite()
-        self._tick()
-        self._write_log()
-        window = [terms.tolist() for terms in self._window]
-        state = self.refinement.state()
-        checkpoint = Checkpoint(state, self.refinement.iteration, self.inputs, self.seconds, window)
-        checkpoints.save_checkpoint(self.out, checkpoint)
-
-    def _after_step(self, terms: StepTerms) -> None:
-        config, t = self.refinement.config, self.refinement.iteration
-        self._window.append(terms.stacked().mean(-1))
-        last = t == config.iterations
-        if t % config.log_every == 0 or last:
-            self._log()
-        if t % config.checkpoint_every == 0 and not last:
-            self.save()
-        self._tick()
-        self.observe(self._progress())
-
-    def _log(self) -> None:
-        self._require_finite()
-        means = torch.stack(self._window).cpu().double().mean(0)
-        self._window = []
-        self._tick()
-        self.latest = {name: float(value) for name, value in zip(TERM_NAMES, means)}
-        line = {"iteration": self.refinement.iteration, **self.latest}
-        line["max_aspect_ratio"] = self.refinement.max_aspect_ratio()
-        line["seconds"] = round(self.seconds, 3)
-        self._log_lines.append(json.dumps(line, allow_nan=False))
-        if (
-            self._since - self._log_written > SECONDS_BETWEEN_LOG_WRITES
-            or self.refinement.iteration == self.refinement.config.iterations
-        ):
-            self._write_log()
-
-    def _require_finite(self) -> None:
-        terms = torch.stack(self._window) if self._window else torch.zeros(1)
-        if not (self.refinement.is_finite() and bool(torch.isfinite(terms).all())):
-            kept = files.exists(files.join(self.out, checkpoints.FILE))
-            raise SpatialAvatarError(
-                f"{self.out}: loss or Gaussians not finite by iteration {self.refinement.iteration}; "
-                + ("the last good checkpoint is kept; " if kept else "")
-                + "lower learning_rates, or run 'spatialavatar clip validate' on the input"
-            )
-
-    def _write_log(self) -> None:
-        files.write_bytes(files.join(self.out, LOG), "".join(line + "\n" for line in self._log_lines).encode())
-        self._log_written = time.perf_counter()
-
-    def _tick(self) -> None:
-        now = time.perf_counter()
-        self.seconds += now - self._since
-        self._since = now
-
-    def _progress(self) -> Progress:
-        config = self.refinement.config
-        return Progress(self.refinement.iteration, config.iterations, self.seconds, self.latest)
 
 
 def _clip_facts(clip: TrackedClip) -> dict[str, Any]:
