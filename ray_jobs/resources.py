@@ -152,11 +152,12 @@ def _each(worker: Mapping[str, float]) -> str:
 def machines() -> list[dict[str, float]]:
     """Resources of each machine of the cluster, without those that went away and are not missed yet."""
     alive = [node for node in ray.nodes() if node["Alive"]]
-    there = [node for node in alive if _answers(node["NodeManagerAddress"], node["NodeManagerPort"])]
+    there = [node for node in alive if answers(node["NodeManagerAddress"], node["NodeManagerPort"])]
     return [node["Resources"] for node in there or alive]  # none answers a driver that is outside the cluster
 
 
-def _answers(host: str, port: int) -> bool:
+def answers(host: str, port: int) -> bool:
+    """Whether somebody listens there."""
     try:
         socket.create_connection((host, port), SECONDS_TO_ANSWER).close()
     except OSError:

@@ -136,6 +136,13 @@ def size(location: Location) -> int:
     return int(_asked(location, lambda: fs.size(path)))
 
 
+def version(location: Location) -> str:
+    """Another text when a file was written again. Raises SpatialAvatarError when there is none."""
+    fs, path = _filesystem(location)
+    facts = _asked(location, lambda: fs.info(path))
+    return " ".join(str(facts.get(key, "")) for key in ("size", "mtime", "ETag", "LastModified", "created"))
+
+
 def read_bytes(location: Location, max_bytes: int | None = None) -> bytes:
     """Raises SpatialAvatarError: no such file, or one larger than ``max_bytes``, of which nothing is read then."""
     fs, path = _filesystem(location)

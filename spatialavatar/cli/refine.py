@@ -14,8 +14,6 @@ from spatialavatar.cli.console import (
     say,
 )
 
-EVALUATED_TRAINING_FRAMES = 20  # of a clip without held-out frames
-
 
 def refine(
     clip: Annotated[str, typer.Argument(metavar="CLIP", help="A tracked clip: its folder or clip.json.")],
@@ -144,14 +142,10 @@ def refine(
     say(f"{trained['iterations']} iterations in {trained['seconds']:.1f} s -> {out}")
     if measure:
         from spatialavatar.cli.evaluate import print_report, report
+        from spatialavatar.evaluation.self_reenactment import measured_frames
 
-        target = f"{out}/{METRICS}"
-        if footage.split("test"):
-            result = report(avatar, model, footage, "test", folder=out, out=target, device=where)
-        else:
-            result = report(
-                avatar, model, footage, "train", folder=out, out=target, device=where, limit=EVALUATED_TRAINING_FRAMES
-            )
+        split, limit = measured_frames(footage)
+        result = report(avatar, model, footage, split, folder=out, out=f"{out}/{METRICS}", device=where, limit=limit)
         print_report(result)
 
 

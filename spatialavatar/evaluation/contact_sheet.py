@@ -56,6 +56,16 @@ def preview_sheet(renderer: AvatarRenderer, sources: Sources) -> UInt8[np.ndarra
     return stacked([np.concatenate(cells, 1) for cells in (seen, again, around)])
 
 
+def thumbnail(c: Comparison, renderer: AvatarRenderer) -> UInt8[np.ndarray, "H W 3"]:
+    """An avatar in one row: a frame, what the avatar shows there, the error, and the avatar from the side."""
+    own, height = renderer.avatar, c.target.shape[0]
+    rest = renderer.head(renderer.head.neutral().with_identity(own.shape, own.static_offset))[0]
+    side = orbit_camera(rest, 8, height)[OTHER_VIEWS[2]]
+    beside = renderer.image(still(own.reference_params), side, c.target[0, 0] * 0)[0]
+    error = (c.render - c.target).abs().mean(-1)
+    return np.concatenate([to_bytes(c.target), to_bytes(c.render), _heat(error), to_bytes(beside)], 1)
+
+
 def stacked(sheets: Sequence[UInt8[np.ndarray, "H W 3"]]) -> UInt8[np.ndarray, "H W 3"]:
     """Sheets of any width under each other."""
     widest = max(sheet.shape[1] for sheet in sheets)

@@ -27,6 +27,7 @@ from spatialavatar.refine.anti_spike import max_aspect_ratio
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 METRICS = ("psnr", "ssim", "lpips", "mse")
+TRAINING_FRAMES = 20  # measured of a clip that holds none out
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,16 @@ def evaluate(
         "worst_frame": min(per_frame, key=lambda row: row["psnr"]),
         "per_frame": per_frame,
     }
+
+
+def measured_frames(clip: TrackedClip, limit: int | None = None) -> tuple[Split, int | None]:
+    """What an avatar is measured on unless told otherwise: the held-out frames, else some of those it was trained on.
+
+    The split, and how many of its frames at most.
+    """
+    if clip.split("test"):
+        return "test", limit
+    return "train", min(TRAINING_FRAMES, limit or TRAINING_FRAMES)
 
 
 def spread(frames: Sequence[FrameIndex], limit: int | None) -> list[FrameIndex]:

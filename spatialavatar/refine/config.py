@@ -13,6 +13,9 @@ from spatialavatar.config import Config
 Background = Literal["random", "white", "black"]
 
 
+HARMLESS = ("checkpoint_every", "log_every", "frame_memory_gb")  # they change no avatar
+
+
 class LearningRates(Config):
     """Adam's start values; one cosine decays them all to zero over the run."""
 

@@ -18,10 +18,10 @@ from spatialavatar.avatar import Avatar, StaticAppearance, licence_note, write_a
 from spatialavatar.avatar.folder import claim_folder, clear_folder, clear_partial
 from spatialavatar.avatar.reference_frame import reference_frame
 from spatialavatar.clip import TrackedClip
-from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.errors import SpatialAvatarError, StoreError
 from spatialavatar.head import HeadModel, HeadReference
 from spatialavatar.refine import checkpoint as checkpoints
-from spatialavatar.refine.config import RefineConfig
+from spatialavatar.refine.config import HARMLESS, RefineConfig
 from spatialavatar.refine.journal import Journal
 from spatialavatar.refine.loop import Refinement, SubjectError
 from spatialavatar.refine.start import Start
@@ -123,7 +123,7 @@ def prepare(
     """Raises SpatialAvatarError for a clip of another head, or without training frames."""
     subject = Subject(clip, head, config.resolution, config.frame_memory_gb * 1e9, torch.device(device))
     inputs = {
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json", exclude=set(HARMLESS)),
         "clip": _clip_facts(clip),
         "head": HeadReference.of(head).hash,
         "layout": start.layout.fingerprint,
@@ -138,6 +138,7 @@ def refine_batch(
     config: RefineConfig,
     *,
     resume: bool = True,
+    start_over: bool = False,
     begin: Callable[[], None] = lambda: None,
     observe: Callable[[list[Progress]], None] = lambda progress: None,
     uploads: Executor | None = None,
@@ -145,7 +146,8 @@ def refine_batch(
     """Optimise subjects of one layout and image size together; of each what came of it, or its error.
 
     A subject that fails or is finished leaves the others, whose results are what they would be without it. With
-    ``resume`` a subject goes on from its checkpoint where there is one. ``begin`` is called when all input has proved
+    ``resume`` a subject goes on from its checkpoint where there is one; with ``start_over`` one that is damaged or was
+    made from other inputs is passed over, else it is the subject's error. ``begin`` is called when all input has proved
     sound, ``observe`` after every iteration with the progress of each subject that is still there; StopRefinement
     raised there writes their checkpoints first. ``uploads`` as in Journal.
     """
@@ -174,7 +176,11 @@ def refine_batch(
 
     def go_on(row: int, journal: Journal) -> None:
         if resume and files.exists(files.join(journal.folder, checkpoints.FILE)):
-            journal.resume(refinement, row)
+            try:
+                journal.resume(refinement, row)
+            except SpatialAvatarError as e:
+                if not start_over or isinstance(e, StoreError):
+                    raise
 
     def preload(row: int, journal: Journal) -> None:
         refinement.subjects[row].preload()
@@ -257,7 +263,7 @@ def finished_avatar(
             "head_file": None if head_file is None else files.relative(head_file, out),
             "start": start.origin,
             "started_from": {"gaussians": start.fingerprint, **start.provenance},
-            "config": refined.prepared.inputs["config"],
+            "config": config.model_dump(mode="json"),
             "clip": {
                 "identity": clip.identity,
                 "source": asdict(clip.source),

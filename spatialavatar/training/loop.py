@@ -28,7 +28,7 @@ from spatialavatar.training.pool import ClipPool
 from spatialavatar.training.sheet import mean_psnr, sample_sheet
 from spatialavatar.training.step import Objective, render
 from spatialavatar.training.trainer import NotFinite, Trainer
-from spatialavatar.training.writer import Writer
+from spatialavatar.writer import Writer
 
 LOG = "train.jsonl"
 SHEETS = "sheets"

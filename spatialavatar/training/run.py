@@ -57,7 +57,7 @@ from spatialavatar.training.setup import (
 from spatialavatar.training.step import TrainingModule
 from spatialavatar.training.stream import batches, worker_batches
 from spatialavatar.training.trainer import Trainer
-from spatialavatar.training.writer import Writer
+from spatialavatar.writer import Writer
 
 CONFIG = "config.yaml"
 PARTS = (CHECKPOINTS, LOG, SHEETS, TENSORBOARD, FAILED_BATCH, FAILED_BATCHES, ANCHOR)  # beside the configuration

@@ -1,4 +1,4 @@
-"""Who writes into a run's folder: of two trainings that are alive, the one that was started last."""
+"""Who writes into a run's folder: of two runs that are alive, the one that was started last."""
 
 import os
 import socket
@@ -11,10 +11,11 @@ WRITER = "writer.json"
 
 
 class Writer:
-    """One training's right to write, until another one takes it."""
+    """One run's right to write, until another one takes it."""
 
-    def __init__(self, run: files.Location) -> None:
-        self._run = run
+    def __init__(self, run: files.Location, kind: str = "training") -> None:
+        """``kind`` of run, for messages."""
+        self._run, self._kind = run, kind
         self._id = uuid.uuid4().hex
 
     def take_over(self) -> None:
@@ -22,10 +23,10 @@ class Writer:
         files.write_json(files.join(self._run, WRITER), content)
 
     def require(self) -> None:
-        """Raises SpatialAvatarError when another training has taken over."""
+        """Raises SpatialAvatarError when another run has taken over."""
         found = files.read_json(files.join(self._run, WRITER))
         if not isinstance(found, dict) or found.get("id") != self._id:
             who = f"process {found.get('process')} on {found.get('host')}" if isinstance(found, dict) else "another one"
             raise SpatialAvatarError(
-                f"{self._run}: a training that was started later writes here ({who}); this one ends"
+                f"{self._run}: a {self._kind} that was started later writes here ({who}); this one ends"
             )

@@ -1,0 +1,309 @@
+"""A pool of actors that refine a fleet, driven by a loop over ``ray.wait``.
+
+Placement, health and growth of the cluster are Ray's. The loop holds what Ray does not know: which subject a worker
+has, how often it was tried, and whether a worker that ended was its subjects' fault or its machine's. Actors are never
+restarted and calls never repeated by Ray, because its own ways lose items or their identity.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
+
+from ray_jobs.refine_worker import CALLS, Facts, MakeWork, Refiner
+from ray_jobs.resources import answers, free_now, workers_on
+from ray_jobs.train_status import first_line
+from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.fleet.batch_size import BatchSizes
+from spatialavatar.fleet.ledger import Case
+from spatialavatar.fleet.pipeline import BatchReport
+from spatialavatar.fleet.run import FleetRun
+from spatialavatar.fleet.status import Status
+
+SECONDS_BETWEEN_LOOKS = 0.5  # at the cluster, the source and the clock
+SECONDS_TO_A_VERDICT = 4.0  # a machine that goes away is missed by Ray some seconds after its workers
+SECONDS_TO_STOP = 20.0  # for checkpoints
+SECONDS_BETWEEN_REQUESTS = 10.0  # to a cluster that grows
+MOST_REQUESTED = 1000  # workers
+AHEAD = 2  # batches that a worker has beside the one that it optimises: one being read, one being written
+SECONDS_TO_START = 90.0  # of the first worker, before it is said what it waits for
+FAILED_STARTS = 5  # of workers in a row, before the run ends
+
+
+@dataclass(eq=False)
+class _Call:
+    cases: list[Case]
+
+
+@dataclass(eq=False)
+class _Worker:
+    actor: Any
+    opening: Any  # reference of ``open``; None when it is ready
+    facts: Facts | None = None
+    calls: dict[Any, _Call] = field(default_factory=dict)
+    alone: bool = False  # with a suspect
+
+    @property
+    def ready(self) -> bool:
+        return self.opening is None
+
+    @property
+    def name(self) -> str:
+        return "" if self.facts is None else f"process {self.facts.process} on {self.facts.host}, {self.facts.device}"
+
+
+@dataclass
+class _Loss:
+    """A worker that ended, until it is known whether its machine did."""
+
+    due: float
+    worker: _Worker
+    reason: str
+
+
+class Pool:
+    def __init__(
+        self,
+        run: FleetRun,
+        make_work: MakeWork,
+        given: Any,
+        observe: Callable[[Status], None] = lambda status: None,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """``given`` goes to every worker, for ``make_work``. ``observe`` hears how it stands, ``tell`` warnings."""
+        self._run, self._observe, self._tell = run, observe, tell
+        wanted = run.config.workers
+        gpus = wanted.gpus
+        if gpus is None:
+            gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+        self._needs = {"CPU": wanted.cpus} | ({"GPU": gpus} if gpus else {})
+        self._most = wanted.most
+        self._sizes = BatchSizes(wanted.batch, wanted.largest_batch)
+        self._actor_class: Any = ray.remote(Refiner).options(
+            num_cpus=wanted.cpus,
+            num_gpus=gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=CALLS,
+            scheduling_strategy="SPREAD",
+        )
+        self._arguments = make_work, ray.put(given), wanted.cpus, run.config.attempts.minutes
+        self._workers: list[_Worker] = []
+        self._losses: list[_Loss] = []
+        self._failed_starts = 0
+        self._looked = self._requested = -math.inf
+        self._counted = time.monotonic()
+        self._asked = False  # the cluster, to grow
+        self._told: set[str] = set()
+        self._idle_since: float | None = None  # without a worker that is ready
+
+    def go(self) -> None:
+        """Until every subject is settled. Raises SpatialAvatarError: no room for a worker, workers that cannot start,
+        another run in the same output; KeyboardInterrupt after the workers had time for checkpoints."""
+        try:
+            while self._run.ledger.open:
+                now = time.monotonic()
+                if now - self._looked >= SECONDS_BETWEEN_LOOKS:
+                    self._looked = now
+                    self._judge(now)
+                    self._resize(now)
+                    self._look()
+                self._feed()
+                self._wait(SECONDS_BETWEEN_LOOKS)
+        except KeyboardInterrupt:
+            self._stop()
+            raise
+        finally:
+            for worker in self._workers:
+                ray.kill(worker.actor)
+            self._request(0)
+
+    def _look(self) -> None:
+        """Tell of the state, and count the workers' time."""
+        now = time.monotonic()
+        ready = sum(worker.ready for worker in self._workers)
+        self._run.total_seconds += ready * (now - self._counted)
+        self._counted = now
+        self._run.workers, self._run.starting = ready, len(self._workers) - ready
+        self._observe(self._run.tick())
+
+    def _resize(self, now: float) -> None:
+        """As many workers as there is work and room for; ask a cluster that grows for more room."""
+        ledger = self._run.ledger
+        wanted = min(ledger.waiting + ledger.out, self._most or MOST_REQUESTED)
+        room = workers_on([node["Resources"] for node in ray.nodes() if node["Alive"]], self._needs)
+        if now - self._requested >= SECONDS_BETWEEN_REQUESTS:
+            self._requested = now
+            self._request(wanted if wanted > room else 0)
+        for worker in self._workers[:]:  # nothing left for it: its place may go to others
+            if not worker.calls and not ledger.waiting and len(self._workers) > wanted:
+                self._dismiss(worker)
+        for _ in range(min(wanted, room) - len(self._workers)):
+            actor = self._actor_class.remote(*self._arguments)
+            self._workers.append(_Worker(actor, actor.open.remote()))
+        if any(worker.ready for worker in self._workers):
+            self._idle_since = None
+            return
+        self._idle_since = self._idle_since or now
+        each = " and ".join(f"{need:g} {name}" for name, need in self._needs.items())
+        if not room and not self._workers:
+            self._tell_once(f"waiting for machines: a worker needs {each}, and no machine of the cluster has that")
+        elif now - self._idle_since > SECONDS_TO_START:
+            self._tell_once(f"waiting for room: a worker needs {each}; {free_now()} are free, other jobs hold the rest")
+
+    def _feed(self) -> None:
+        """Subjects to the workers: to every one a batch, then to every one the next, as long as all have work."""
+        ledger = self._run.ledger
+        ready = [worker for worker in self._workers if worker.ready and not worker.alone]
+        if ledger.suspects:
+            idle = [worker for worker in ready if not worker.calls]
+            while idle and (case := ledger.take_suspect()) is not None:
+                worker = idle.pop()
+                worker.alone = True
+                self._give(worker, [case])
+                ready.remove(worker)
+            if ledger.suspects and ready:  # one worker gets nothing more until it is empty
+                ready.remove(min(ready, key=lambda worker: len(worker.calls)))
+        for ahead in range(1 + AHEAD):
+            for worker in ready:
+                if len(worker.calls) > ahead or ledger.waiting <= ledger.suspects:
+                    continue
+                if ahead and ledger.waiting < ahead * len(self._workers):
+                    return  # the last ones are for whoever is free first
+                assert worker.facts is not None
+                share = math.ceil(ledger.waiting / len(self._workers))
+                self._give(worker, ledger.take(min(self._sizes.next(worker.facts.kind), share)))
+
+    def _give(self, worker: _Worker, cases: list[Case]) -> None:
+        reference = worker.actor.refine.remote(self._run.case_names(cases))
+        worker.calls[reference] = _Call(cases)
+
+    def _wait(self, seconds: float) -> None:
+        """Take in what has ended."""
+        owner = {reference: worker for worker in self._workers for reference in worker.calls}
+        owner |= {worker.opening: worker for worker in self._workers if worker.opening is not None}
+        if not owner:
+            time.sleep(seconds)
+            return
+        ready, _ = ray.wait(list(owner), num_returns=1, timeout=seconds)
+        if ready and len(owner) > 1:
+            ready, _ = ray.wait(list(owner), num_returns=len(owner), timeout=0)
+        for reference in ready:
+            worker = owner[reference]
+            if worker in self._workers:  # not one that was found dead just now
+                self._take(worker, reference)
+
+    def _take(self, worker: _Worker, reference: Any) -> None:
+        try:
+            value = ray.get(reference)
+        except RayTaskError as e:
+            call = worker.calls.pop(reference, None)
+            if call is None:
+                raise
+            value = _all_failed(call.cases, str(e.cause)[:300] or type(e.cause).__name__)
+            self._settle(worker, call, value)
+        except RayError as e:
+            self._ended(worker, e)
+        else:
+            if reference is worker.opening:
+                self._opened(worker, value)
+            else:
+                self._settle(worker, worker.calls.pop(reference), value)
+
+    def _opened(self, worker: _Worker, value: "Facts | Exception") -> None:
+        if isinstance(value, Exception):
+            raise value
+        worker.opening, worker.facts = None, value
+        self._failed_starts = 0
+        if value.warning:
+            self._tell_once(value.warning)
+
+    def _settle(self, worker: _Worker, call: _Call, report: BatchReport) -> None:
+        worker.alone = worker.alone and bool(worker.calls)
+        assert worker.facts is not None
+        for outcome in report.outcomes:
+            if outcome.kind == "memory" and report.optimised <= 1:
+                outcome = type(outcome)(outcome.id, "error", f"{outcome.reason}; lower refine.resolution")
+            self._run.settle(outcome, worker.name)
+        if any(outcome.kind == "memory" for outcome in report.outcomes):
+            self._sizes.out_of_memory(worker.facts.kind, report.optimised)
+        elif report.step_seconds is not None:
+            self._sizes.note(worker.facts.kind, report.optimised, report.step_seconds, report.memory)
+        self._run.optimising_seconds += report.optimising_seconds
+
+    def _ended(self, worker: _Worker, error: RayError) -> None:
+        """A worker is gone; who is to blame is looked at a little later."""
+        self._dismiss(worker)
+        if worker.facts is None:
+            self._failed_starts += 1
+            if self._failed_starts >= FAILED_STARTS:
+                raise SpatialAvatarError(
+                    f"{FAILED_STARTS} workers in a row ended before they were ready; the last one: {first_line(error)}"
+                )
+            return
+        self._run.workers_lost += 1
+        reason = "ended the process that refined it: "
+        if isinstance(error, OutOfMemoryError) or "memory" in str(error).lower():
+            reason += "it takes more memory than there is"
+        else:
+            reason += f"a crash, too little memory, or more than {self._run.config.attempts.minutes:g} minutes"
+        self._losses.append(_Loss(time.monotonic() + SECONDS_TO_A_VERDICT, worker, reason))
+
+    def _judge(self, now: float) -> None:
+        """Whether workers ended, or their machines."""
+        due = [loss for loss in self._losses if loss.due <= now]
+        if not due:
+            return
+        self._losses = [loss for loss in self._losses if loss.due > now]
+        nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+        for loss in due:
+            cases = [case for call in loss.worker.calls.values() for case in call.cases]
+            ids = [case.subject.id for case in cases]
+            node = nodes.get(loss.worker.facts.node if loss.worker.facts else "")
+            if node is None or not answers(node["NodeManagerAddress"], node["NodeManagerPort"]):
+                self._run.lost(ids)
+                self._tell(f"{loss.worker.name}: its machine is gone; {len(ids)} subject(s) go to others")
+            else:
+                self._run.crashed(ids, len(ids) == 1, loss.reason, loss.worker.name)
+                self._tell(f"{loss.worker.name}: ended; {len(ids)} subject(s) are tried one by one")
+
+    def _dismiss(self, worker: _Worker) -> None:
+        self._workers.remove(worker)
+        with contextlib.suppress(RayError):
+            ray.kill(worker.actor)
+
+    def _stop(self) -> None:
+        """Checkpoints, where there is time for them; a second interruption ends it at once."""
+        until = time.monotonic() + SECONDS_TO_STOP
+        self._tell("stopping, with checkpoints (press again to stop at once)")
+        self._workers = [worker for worker in self._workers if worker.ready]
+        for worker in self._workers:
+            worker.actor.stop.remote()
+        with contextlib.suppress(KeyboardInterrupt):
+            while time.monotonic() < until and any(worker.calls for worker in self._workers):
+                self._wait(SECONDS_BETWEEN_LOOKS)
+
+    def _request(self, workers: int) -> None:
+        """Room that a cluster which grows should have; nothing happens on others."""
+        from ray.autoscaler.sdk import request_resources
+
+        if workers or self._asked:
+            self._asked = bool(workers)
+            request_resources(bundles=[self._needs] * workers)
+
+    def _tell_once(self, line: str) -> None:
+        if line not in self._told:
+            self._told.add(line)
+            self._tell(line)
+
+
+def _all_failed(cases: Sequence[Case], reason: str) -> BatchReport:
+    from spatialavatar.fleet.pipeline import Outcome
+
+    outcomes = [Outcome(case.subject.id, "error", reason) for case in cases]
+    return BatchReport(outcomes, len(cases), 0.0, None, 0.0)

@@ -1,0 +1,17 @@
+"""The fleet: thousands of subjects, each refined into an avatar or set aside with a reason.
+
+An output folder, on a disk or in a store:
+
+    fleet.json                      settings, which a second run must share
+    status.json                     how the run stands, or ended (status.py)
+    records/ID.DIGEST.json          the completion record of a subject, written last; names its avatar (records.py)
+    failures/ID.DIGEST.json         what failed, how often and why, and whether it was given up (records.py)
+    avatars/ID.HASH/                avatar, log, metrics.json, thumbnail.jpg; HASH is that of the Gaussians
+    unfinished/ID.DIGEST/           checkpoint and log of a subject that is not finished
+    summary.parquet, summary.md     a row a subject (summary.py)
+    sheet.jpg                       thumbnails of the worst and the best
+
+How it is made: subjects.py reads who is to be refined, work.py refines (pipeline.py: while one batch is optimised, the
+next is read and the last is written), gate.py looks at the result, ledger.py decides who is tried again, batch_size.py
+how many share a worker. ``ray_jobs/refine.py`` puts that on a cluster; nothing here knows of it.
+"""

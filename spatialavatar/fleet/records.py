@@ -1,0 +1,137 @@
+"""What is kept of each subject: the record of a finished one, and of one that failed.
+
+The file's name says what it is a record of: ``ID.DIGEST.json``, where the digest is of the record's version, head and
+layout, settings and clip. So a listing of the folder tells what is done, and no record need be read for it. A record is
+written after everything that it names.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from spatialavatar import files
+from spatialavatar.errors import SpatialAvatarError, StoreError
+from spatialavatar.fleet.subjects import FleetSubject
+
+RECORD_FORMAT, FAILURE_FORMAT = "spatialavatar-fleet-record", "spatialavatar-fleet-failure"
+VERSION = 1
+RECORDS, FAILURES, AVATARS, UNFINISHED = "records", "failures", "avatars", "unfinished"  # folders
+LOG, METRICS, THUMBNAIL = "refine.jsonl", "metrics.json", "thumbnail.jpg"  # beside an avatar
+READERS = 32  # requests at once, of a store that takes its time for each
+_DIGEST = 12  # hexadecimal digits
+_SUFFIX = ".json"
+_FIELDS = {"format", "version", "id", "digest", "clip", "avatar", "metrics", "review", "seconds", "attempts", "worker"}
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What every avatar of a run is made with."""
+
+    config_hash: str
+    layout_fingerprint: str
+
+    def digest(self, subject: FleetSubject) -> str:
+        """Equal where refining the subject again would give the same avatar."""
+        value = [VERSION, self.config_hash, self.layout_fingerprint, subject.id, subject.clip, subject.state]
+        return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:_DIGEST]
+
+    def name(self, subject: FleetSubject) -> str:
+        return f"{subject.id}.{self.digest(subject)}"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One try of a subject that did not end well."""
+
+    kind: str  # error or crash
+    reason: str
+    worker: str
+    time: str  # UTC, ISO 8601
+
+
+def listed(out: files.Location, folder: str) -> set[str]:
+    """Names ID.DIGEST of the records in ``records`` or ``failures``, by a listing alone."""
+    names = files.list_folder(files.join(out, folder))
+    return {name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX) and not name.startswith(".")}
+
+
+def write_record(out: files.Location, name: str, record: Record) -> None:
+    """Say that a subject is finished; all that the record names must be in its place."""
+    files.write_json(files.join(out, RECORDS, name + _SUFFIX), record)
+
+
+def read_record(out: files.Location, name: str) -> Record:
+    """Raises SpatialAvatarError: no such record, damaged, or one of another version or name."""
+    where = files.join(out, RECORDS, name + _SUFFIX)
+    value = files.read_json(where)
+    if not isinstance(value, dict) or value.get("format") != RECORD_FORMAT or value.get("version") != VERSION:
+        raise SpatialAvatarError(f"{where}: not a record of version {VERSION}; remove it, and run again")
+    if not set(value) >= _FIELDS or f"{value['id']}.{value['digest']}" != name:
+        raise SpatialAvatarError(f"{where}: has not the fields or the name of a record; remove it, and run again")
+    return value
+
+
+def read_records(out: files.Location, names: Iterable[str]) -> Iterator[tuple[str, Record | SpatialAvatarError]]:
+    """Each record or what is wrong with it, many at once, by name."""
+
+    def read(name: str) -> Record | SpatialAvatarError:
+        try:
+            return read_record(out, name)
+        except StoreError:
+            raise
+        except SpatialAvatarError as e:
+            return e
+
+    ordered = sorted(names)
+    with ThreadPoolExecutor(READERS) as pool:
+        yield from zip(ordered, pool.map(read, ordered))
+
+
+def write_failure(
+    out: files.Location, name: str, subject: FleetSubject, failures: list[Failure], given_up: bool
+) -> None:
+    value = {
+        "format": FAILURE_FORMAT,
+        "version": VERSION,
+        "id": subject.id,
+        "clip": subject.clip,
+        "given_up": given_up,
+        "failures": [asdict(failure) for failure in failures],
+    }
+    files.write_json(files.join(out, FAILURES, name + _SUFFIX), value)
+
+
+def read_failures(out: files.Location, names: Iterable[str]) -> dict[str, tuple[list[Failure], bool]]:
+    """The tries of each name and whether it was given up; a damaged file counts as none."""
+
+    def read(name: str) -> tuple[list[Failure], bool] | None:
+        try:
+            value = files.read_json(files.join(out, FAILURES, name + _SUFFIX))
+            return [Failure(**failure) for failure in value["failures"]], bool(value["given_up"])
+        except StoreError:
+            raise
+        except (SpatialAvatarError, KeyError, TypeError):
+            return None
+
+    ordered = sorted(names)
+    with ThreadPoolExecutor(READERS) as pool:
+        found = list(pool.map(read, ordered))
+    return {name: failure for name, failure in zip(ordered, found) if failure is not None}
+
+
+def remove(out: files.Location, folder: str, names: Iterable[str]) -> None:
+    """Remove records, or folders under ``avatars`` or ``unfinished``."""
+    suffix = _SUFFIX if folder in (RECORDS, FAILURES) else ""
+    with ThreadPoolExecutor(READERS) as pool:
+        for _ in pool.map(lambda name: files.remove(files.join(out, folder, name + suffix)), names):
+            pass
+
+
+def id_in(name: str) -> str:
+    """The ID of ID.DIGEST or ID.HASH."""
+    return name.rpartition(".")[0]

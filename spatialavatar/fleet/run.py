@@ -1,0 +1,380 @@
+"""One run of a fleet: what is finished, who is still to be refined, and what is told of it.
+
+The driver's side, without a cluster: ``ray_jobs/refine_pool.py`` takes cases from the ledger and brings outcomes back.
+"""
+
+import difflib
+import os
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from spatialavatar import __version__, files
+from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.fleet.config import FleetConfig
+from spatialavatar.fleet.gate import review
+from spatialavatar.fleet.ledger import Case, Ledger
+from spatialavatar.fleet.pipeline import Job, Outcome
+from spatialavatar.fleet.records import (
+    AVATARS,
+    FAILURES,
+    RECORDS,
+    UNFINISHED,
+    Failure,
+    Recipe,
+    Record,
+    id_in,
+    listed,
+    read_failures,
+    read_records,
+    remove,
+    write_failure,
+    write_record,
+)
+from spatialavatar.fleet.status import Rate, State, Status, now, write_status
+from spatialavatar.fleet.subjects import FleetSubject, Listing, read_subjects, source_version
+from spatialavatar.fleet.summary import Row, means, row_of, row_of_failed, row_of_refused, write_summary
+from spatialavatar.writer import Writer
+
+SETTINGS = "fleet.json"
+FORMAT = "spatialavatar-fleet"
+VERSION = 1
+SECONDS_BETWEEN_WRITES = {True: 5.0, False: 15.0}  # of the status, by whether the output is a local folder
+SECONDS_BETWEEN_CHECKS = 30.0  # whether the source has changed
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which subjects a run takes."""
+
+    only: tuple[str, ...] = ()  # IDs; empty: all
+    retry_failed: bool = False
+    again: bool = False  # finished ones, too
+
+
+class FleetRun:
+    def __init__(self, config: FleetConfig, recipe: Recipe, listing: Listing, selection: Selection) -> None:
+        """Looks at what the output holds. Raises SpatialAvatarError: other settings there, an ID that is not listed."""
+        self.config, self.recipe = config, recipe
+        self.ledger = Ledger(config.attempts)
+        self.total_seconds = self.optimising_seconds = 0.0  # of all workers
+        self.workers = self.starting = self.workers_lost = 0
+        self._out, self._selection = config.output, selection
+        self._listing = listing
+        self._wanted = _chosen(listing, selection.only)
+        self._names = {subject.id: recipe.name(subject) for subject in self._wanted}
+        self._records: dict[str, Record] = {}  # by name; known ones, whoever made them
+        self._given_up: dict[str, Case] = {}  # in earlier runs
+        self._done_here = self._psnr_count = self._to_review = 0
+        self._psnr_sum = 0.0
+        self._rate = Rate()
+        self._began = time.monotonic()
+        self._rate.note(self._began, 0)
+        self._written = self._checked = self._began
+        self._notes: list[str] = []
+        self._lock = threading.Lock()
+        self._office = ThreadPoolExecutor(2, "office")  # writes and looks while the loop goes on
+        self._writing: Future[None] | None = None
+        self._looking: Future[Listing | None] | None = None
+        self._failure_writes: list[Future[None]] = []
+        self._writer = Writer(self._out, "fleet")
+        self._status = Status(started=now(), driver=f"process {os.getpid()} on {socket.gethostname()}")
+        self._claim()
+        self._finished = self._look_at_records()
+        self._reading = self._office.submit(self._read_known, sorted(self._finished))
+
+    def case_names(self, cases: Sequence[Case]) -> list[Job]:
+        return [Job(case.subject, self.recipe.name(case.subject), case.attempts) for case in cases]
+
+    @property
+    def done(self) -> int:
+        return len(self._finished)
+
+    @property
+    def total(self) -> int:
+        return len(self._wanted)
+
+    def settle(self, outcome: Outcome, worker: str) -> None:
+        """What a worker says of a subject that is out."""
+        if outcome.kind == "done":
+            assert outcome.record is not None
+            self.ledger.done(outcome.id)
+            name = f"{outcome.id}.{outcome.record['digest']}"
+            if self._names.get(outcome.id) == name:
+                self._finished.add(name)
+                self._know(name, outcome.record)
+            elif outcome.id in self._names:  # the list has named another clip for it since
+                self.ledger.add(next(subject for subject in self._wanted if subject.id == outcome.id))
+            self._done_here += 1
+            self._rate.note(time.monotonic(), self._done_here)
+        elif outcome.kind == "error":
+            case = self.ledger.case(outcome.id)
+            given_up = self.ledger.error(outcome.id, Failure("error", outcome.reason, worker, now()))
+            self._keep_failure(case, given_up)
+        elif outcome.kind == "store":
+            self.ledger.store_failed(outcome.id)
+        else:  # memory, stopped
+            self.ledger.returned(outcome.id)
+
+    def crashed(self, ids: Sequence[str], alone: bool, reason: str, worker: str) -> None:
+        """The process ended that had these subjects."""
+        for id in ids:
+            case = self.ledger.case(id)
+            given_up = self.ledger.crashed(id, alone, Failure("crash", reason, worker, now()))
+            if alone:
+                self._keep_failure(case, given_up)
+
+    def lost(self, ids: Sequence[str]) -> None:
+        """The machine went away that had these subjects."""
+        for id in ids:
+            self.ledger.returned(id)
+
+    def tick(self) -> Status:
+        """To be called about every second: follows the source, keeps the status. Raises SpatialAvatarError when
+        another run has taken over."""
+        time_now = time.monotonic()
+        if self._looking is not None and self._looking.done():
+            looking, self._looking = self._looking, None
+            if not looking.exception() and (listing := looking.result()) is not None:
+                self._follow(listing)
+        elif self._looking is None and time_now - self._checked > SECONDS_BETWEEN_CHECKS:
+            self._checked = time_now
+            self._looking = self._office.submit(self._changed_listing, self._listing.version)
+        status = self._current("running")
+        if self._writing is not None and self._writing.done():
+            error = self._writing.exception()
+            self._writing = None
+            if isinstance(error, SpatialAvatarError) and "started later" in str(error):
+                raise error
+        if self._writing is None and time_now - self._written > SECONDS_BETWEEN_WRITES[files.is_local(self._out)]:
+            self._written = time_now
+            self._writing = self._office.submit(self._write, status)
+        return status
+
+    def finish(self, state: State, swept: bool) -> dict[str, Any]:
+        """Write summary and last status; ``swept``: nobody writes any more, so what is superseded can go."""
+        for future in (self._writing, self._reading, *self._failure_writes):
+            if future is not None:
+                future.result()
+        if swept:
+            self._sweep()
+        rows = self._rows()
+        status = self._current(state)
+        seconds = time.monotonic() - self._began
+        found = means([row for row in rows])
+        run = {
+            "state": state,
+            "subjects": f"{self.config.subjects or 'none'}, {len(self._listing.subjects)} listed",
+            "settings": f"{self.recipe.config_hash[:12]}, layout {self.recipe.layout_fingerprint[:12]}",
+            "this run": f"{self._done_here} finished in {seconds:.0f} s by up to {self._most_workers} workers",
+            "optimising": "-" if status.optimising is None else f"{status.optimising:.0%} of the workers' time",
+            "program": f"spatialavatar {__version__}",
+        }
+        write_summary(self._out, rows, run)
+        self._write(status)
+        self._office.shutdown()
+        return {"status": asdict(status), "means": found, "seconds": seconds, "new": self._done_here}
+
+    _most_workers = 0
+
+    def _claim(self) -> None:
+        files.claim_output_folder(self._out, SETTINGS)
+        where = files.join(self._out, SETTINGS)
+        value = {
+            "format": FORMAT,
+            "version": VERSION,
+            "config_hash": self.recipe.config_hash,
+            "layout_fingerprint": self.recipe.layout_fingerprint,
+            "config": self.config.model_dump(mode="json"),
+        }
+        if files.exists(where) and not self._selection.again:
+            before = files.read_json(where)
+            same = ("format", "version", "config_hash", "layout_fingerprint")
+            if not isinstance(before, dict) or any(before.get(key) != value[key] for key in same):
+                raise SpatialAvatarError(
+                    f"{self._out}: was made with other settings ({_difference(before, value)}); name another --output, "
+                    "or make all of it again with --no-resume"
+                )
+        self._writer.take_over()
+        files.write_json(where, value)
+
+    def _look_at_records(self) -> set[str]:
+        """Names of what is finished; all others go to the ledger."""
+        names = {self._names[subject.id]: subject for subject in self._wanted}
+        there = listed(self._out, RECORDS)
+        if self._selection.again:
+            remove(self._out, RECORDS, there & names.keys())
+            there -= names.keys()
+        failures = listed(self._out, FAILURES) & names.keys()
+        tried = {} if self._selection.retry_failed else read_failures(self._out, failures - there)
+        for name, subject in names.items():
+            if name in there:
+                continue
+            before, given_up = tried.get(name, ([], False))
+            if given_up:
+                self._given_up[subject.id] = Case(subject, before)
+            else:
+                self.ledger.add(subject, before)
+        return there & names.keys()
+
+    def _read_known(self, names: Sequence[str]) -> None:
+        """The records of earlier runs; one that cannot be used is as good as none."""
+        for name, record in read_records(self._out, names):
+            if isinstance(record, SpatialAvatarError):
+                self._notes.append(str(record))
+                continue
+            verdict = review(self.config.gate, record["metrics"])
+            if verdict != record["review"]:  # the gate is another than then
+                record = {**record, "review": verdict}
+                write_record(self._out, name, record)
+            self._know(name, record)
+
+    def _know(self, name: str, record: Record) -> None:
+        with self._lock:
+            if name not in self._records:
+                self._to_review += bool(record["review"])
+                if record["metrics"].get("psnr") is not None:
+                    self._psnr_sum += record["metrics"]["psnr"]
+                    self._psnr_count += 1
+            self._records[name] = record
+
+    def _keep_failure(self, case: Case, given_up: bool) -> None:
+        name = self.recipe.name(case.subject)
+        write = self._office.submit(write_failure, self._out, name, case.subject, list(case.failures), given_up)
+        self._failure_writes.append(write)
+
+    def _changed_listing(self, version: str) -> Listing | None:
+        if not version or source_version(self.config.subjects) == version:
+            return None
+        return read_subjects(self.config.subjects, self.config.allow)
+
+    def _follow(self, listing: Listing) -> None:
+        """The source is another: new subjects join, those that are gone and still wait leave."""
+        before = {subject.id: subject for subject in self._wanted}
+        self._listing = listing
+        wanted = [s for s in listing.subjects if not self._selection.only or s.id in self._selection.only]
+        ids = {subject.id for subject in wanted}
+        gone = [id for id, subject in before.items() if id not in ids]
+        gone += [s.id for s in wanted if s.id in before and s != before[s.id]]  # another clip under the same ID
+        self.ledger.drop(gone)
+        self._wanted = wanted
+        self._names = {subject.id: self.recipe.name(subject) for subject in wanted}
+        current = set(self._names.values())
+        there = listed(self._out, RECORDS) & current
+        self._finished = (self._finished | there) & current
+        for subject in wanted:
+            known = self._names[subject.id] in self._finished or before.get(subject.id) == subject
+            if not known and subject.id not in self.ledger:
+                self.ledger.add(subject)
+        self._notes.append(f"{now()}: {self.config.subjects} has changed, {len(wanted)} subjects from now on")
+
+    def _current(self, state: State) -> Status:
+        ledger = self.ledger
+        failed = len(ledger.failed) + len(self._given_up) + len(self._listing.refused)
+        per_hour = self._rate.per_hour()
+        todo = ledger.waiting + ledger.out
+        with self._lock:
+            to_review = self._to_review
+            mean = self._psnr_sum / self._psnr_count if self._psnr_count else None
+        self._most_workers = max(self._most_workers, self.workers)
+        self._status = replace(
+            self._status,
+            state=state,
+            total=len(self._wanted) + len(self._listing.refused),
+            done=len(self._finished),
+            review=to_review,
+            running=ledger.out,
+            queued=ledger.waiting,
+            failed=failed,
+            left=len(ledger.left),
+            mean_psnr=mean,
+            subjects_per_hour=per_hour,
+            seconds_left=3600 * todo / per_hour if per_hour and todo else None,
+            workers=self.workers,
+            starting=self.starting,
+            workers_lost=self.workers_lost,
+            optimising=self.optimising_seconds / self.total_seconds if self.total_seconds else None,
+            updated=now(),
+            notes=self._notes[-10:],
+        )
+        return self._status
+
+    def _write(self, status: Status) -> None:
+        self._writer.require()
+        write_status(self._out, status)
+
+    def _rows(self) -> list[Row]:
+        finished = {id_in(name): record for name, record in self._records.items() if name in self._finished}
+        rows = []
+        for subject in self._listing.subjects:
+            case = self.ledger.failed.get(subject.id) or self._given_up.get(subject.id)
+            if subject.id in finished:
+                rows.append(row_of(finished[subject.id]))
+            elif case is not None:
+                rows.append(row_of_failed(case))
+            else:
+                outcome = "left" if subject.id in self.ledger.left else "missing"
+                rows.append(row_of_failed(Case(subject), outcome))
+        return rows + [row_of_refused(refused) for refused in self._listing.refused]
+
+    def _sweep(self) -> None:
+        """Remove what a finished subject has beside its record and avatar: checkpoints, failures, superseded ones."""
+        current = {id_in(name): name for name in self._finished}
+        for folder in (RECORDS, FAILURES):
+            remove(
+                self._out,
+                folder,
+                [
+                    name
+                    for name in listed(self._out, folder)
+                    if id_in(name) in current and (folder == FAILURES or name != current[id_in(name)])
+                ],
+            )
+        unfinished = files.list_folder(files.join(self._out, UNFINISHED))
+        remove(self._out, UNFINISHED, [name for name in unfinished if id_in(name) in current])
+        with self._lock:
+            places = {id_in(name): record["avatar"].rpartition("/")[2] for name, record in self._records.items()}
+        avatars = files.list_folder(files.join(self._out, AVATARS))
+        remove(
+            self._out,
+            AVATARS,
+            [
+                name
+                for name in avatars
+                if id_in(name) in current and id_in(name) in places and name != places[id_in(name)]
+            ],
+        )
+
+
+def _chosen(listing: Listing, only: Sequence[str]) -> list[FleetSubject]:
+    if not only:
+        return list(listing.subjects)
+    by_id = {subject.id: subject for subject in listing.subjects}
+    for id in only:
+        if id not in by_id:
+            near = difflib.get_close_matches(id, by_id, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {len(by_id)} others"
+            raise SpatialAvatarError(f"--only {id}: no subject of that id; {hint}")
+    return [by_id[id] for id in dict.fromkeys(only)]
+
+
+def _difference(before: Any, value: dict[str, Any]) -> str:
+    """Which settings are others, in a few words."""
+    if not isinstance(before, dict) or not isinstance(before.get("config"), dict):
+        return f"no readable {SETTINGS}"
+    old, new = _flat(before["config"]), _flat(value["config"])
+    ignored = ("gate.", "attempts.", "workers.", "subjects", "output", "allow", "head", "evaluation.lpips_weights")
+    names = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    named = [f"{key}: {old.get(key)} then, {new.get(key)} now" for key in names if not key.startswith(ignored)]
+    return "; ".join(named[:3]) or "another head, generator, LPIPS weights or version of this program"
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, content in value.items():
+        found |= _flat(content, f"{prefix}{key}.") if isinstance(content, dict) else {prefix + key: content}
+    return found

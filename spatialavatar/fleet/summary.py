@@ -1,0 +1,142 @@
+"""What a run made, in one table: summary.parquet, summary.md, and sheet.jpg with the worst and the best."""
+
+import io
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import UInt8
+
+from spatialavatar import files
+from spatialavatar.clip.pictures import encode
+from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.evaluation.contact_sheet import stacked, titled
+from spatialavatar.evaluation.table import Column, table
+from spatialavatar.fleet.ledger import Case
+from spatialavatar.fleet.records import THUMBNAIL, Record
+from spatialavatar.fleet.subjects import Refused
+
+TABLE, MARKDOWN, SHEET = "summary.parquet", "summary.md", "sheet.jpg"
+SHOWN = 6  # worst, and as many of the best, in the sheet
+LISTED = 500  # rows of the Markdown table; the Parquet table has all
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("outcome", pa.string()),  # done, review, failed, refused, left, or missing: not tried yet
+        ("reason", pa.string()),
+        ("psnr", pa.float64()),  # dB
+        ("worst_psnr", pa.float64()),  # dB, of the worst frame
+        ("ssim", pa.float64()),
+        ("lpips", pa.float64()),
+        ("mse", pa.float64()),
+        ("max_aspect_ratio", pa.float64()),
+        ("tracking_residual", pa.float64()),  # share of the image's longer side
+        ("split", pa.string()),  # the frames that were measured
+        ("frames", pa.int64()),
+        ("iterations", pa.int64()),
+        ("seconds", pa.float64()),  # spent optimising; of a batch the subject's share
+        ("attempts", pa.int64()),
+        ("worker", pa.string()),
+        ("finished", pa.string()),
+        ("avatar", pa.string()),  # folder in the output
+        ("clip", pa.string()),
+    ]
+)
+_COLUMNS = (
+    Column("id", "subject"),
+    Column("outcome", "outcome"),
+    Column("psnr", "PSNR", 2),
+    Column("worst_psnr", "worst frame", 2),
+    Column("ssim", "SSIM", 3),
+    Column("lpips", "LPIPS", 3),
+    Column("max_aspect_ratio", "aspect ratio", 2),
+    Column("tracking_residual", "tracking", 4),
+    Column("seconds", "seconds", 1),
+    Column("attempts", "attempts"),
+    Column("worker", "worker"),
+    Column("reason", "reason"),
+)
+_ORDER = ("failed", "refused", "left", "missing", "review", "done")
+
+Row = dict[str, Any]
+
+
+def row_of(record: Record) -> Row:
+    row: Row = {"outcome": "review" if record["review"] else "done", "reason": "; ".join(record["review"])}
+    names = set(SCHEMA.names)
+    row |= {name: value for name, value in record.items() if name in names}
+    return row | {name: value for name, value in record["metrics"].items() if name in names}
+
+
+def row_of_failed(case: Case, outcome: str = "failed") -> Row:
+    last = case.failures[-1] if case.failures else None
+    row: Row = {"id": case.subject.id, "clip": case.subject.clip, "outcome": outcome, "attempts": len(case.failures)}
+    return row | ({"reason": last.reason, "worker": last.worker, "finished": last.time} if last else {})
+
+
+def row_of_refused(refused: Refused) -> Row:
+    return {"id": refused.id, "outcome": "refused", "reason": refused.reason, "attempts": 0}
+
+
+def write_summary(out: files.Location, rows: Sequence[Row], run: Mapping[str, Any]) -> None:
+    """Table, page and sheet; ``run`` is what is said of the whole above the page's table."""
+    ordered = sorted(rows, key=lambda row: (_ORDER.index(row["outcome"]), row.get("psnr") or 0.0, row["id"]))
+    columns = {name: [row.get(name) for row in ordered] for name in SCHEMA.names}
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns, schema=SCHEMA), buffer, compression="zstd")
+    files.write_bytes(files.join(out, TABLE), buffer.getvalue())
+    files.write_bytes(files.join(out, MARKDOWN), _page(ordered, run).encode())
+    sheet = contact_sheet(out, [row for row in ordered if row["outcome"] in ("done", "review")])
+    if sheet is not None:
+        files.write_bytes(files.join(out, SHEET), encode(sheet, "jpg"))
+
+
+def means(rows: Sequence[Row]) -> dict[str, float | None]:
+    """Of the finished subjects, by metric."""
+    finished = [row for row in rows if row["outcome"] in ("done", "review")]
+    names = ("psnr", "ssim", "lpips", "mse", "max_aspect_ratio", "tracking_residual", "seconds")
+    found: dict[str, float | None] = {}
+    for name in names:
+        values = [row[name] for row in finished if row.get(name) is not None]
+        found[name] = float(np.mean(values)) if values else None
+    return found
+
+
+def contact_sheet(out: files.Location, rows: Sequence[Row]) -> UInt8[np.ndarray, "H W 3"] | None:
+    """Thumbnails of the worst and the best of finished subjects by PSNR; None when there are none."""
+    ranked = sorted((row for row in rows if row.get("psnr") is not None), key=lambda row: (row["psnr"], row["id"]))
+    worst, best = ranked[:SHOWN], ranked[SHOWN:][-SHOWN:][::-1]
+    with ThreadPoolExecutor(2 * SHOWN) as pool:
+        pictures = list(pool.map(lambda row: _thumbnail(out, row), [*worst, *best]))
+    strips = [
+        titled(picture, f"{'worst' if number < len(worst) else 'best'}: {row['id']}, {row['psnr']:.2f} dB")
+        for number, (row, picture) in enumerate(zip([*worst, *best], pictures))
+        if picture is not None
+    ]
+    return stacked(strips) if strips else None
+
+
+def _thumbnail(out: files.Location, row: Row) -> UInt8[np.ndarray, "H W 3"] | None:
+    try:
+        data = files.read_bytes(files.join(out, row["avatar"], THUMBNAIL))
+    except SpatialAvatarError:  # taken away since
+        return None
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    return None if picture is None else np.ascontiguousarray(picture[..., ::-1])
+
+
+def _page(rows: Sequence[Row], run: Mapping[str, Any]) -> str:
+    counts = {outcome: sum(row["outcome"] == outcome for row in rows) for outcome in _ORDER}
+    lines = ["# Fleet", "", ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count) or "nobody"]
+    lines += ["", *(f"- {name}: {value}" for name, value in run.items()), ""]
+    shown = {name: value for name, value in means(rows).items() if value is not None}
+    if shown:
+        mean = {"id": "mean of the finished", **shown}
+        lines += [table(_COLUMNS[:1] + _COLUMNS[2:9], [mean]), ""]
+    text = table(_COLUMNS, rows[:LISTED])
+    more = len(rows) - LISTED
+    return "\n".join(lines) + text + (f"\n{more} more are in {TABLE}.\n" if more > 0 else "")

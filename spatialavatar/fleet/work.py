@@ -1,0 +1,260 @@
+"""The work of a fleet on one subject: read it, refine it, measure it, write it (the stages of pipeline.py)."""
+
+import os
+import platform
+import resource
+import socket
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spatialavatar import __version__, files
+from spatialavatar.avatar import Avatar, AvatarRenderer, StaticAppearance, write_avatar
+from spatialavatar.avatar.reconstruct import LoadedGenerator
+from spatialavatar.clip import FrameIndex, TrackedClip
+from spatialavatar.clip.pictures import EncodedFrame, encode
+from spatialavatar.evaluation.contact_sheet import thumbnail
+from spatialavatar.evaluation.self_reenactment import compare, evaluate, measured_frames
+from spatialavatar.fleet.config import FleetConfig
+from spatialavatar.fleet.gate import review, tracking_residual
+from spatialavatar.fleet.pipeline import Job, OutOfMemory, Stopped
+from spatialavatar.fleet.records import (
+    AVATARS,
+    LOG,
+    METRICS,
+    RECORD_FORMAT,
+    THUMBNAIL,
+    UNFINISHED,
+    VERSION,
+    Recipe,
+    Record,
+    write_record,
+)
+from spatialavatar.fleet.status import now
+from spatialavatar.fleet.subjects import open_subject
+from spatialavatar.generator.checkpoint import GeneratorFacts, build_generator
+from spatialavatar.head import HeadModel
+from spatialavatar.losses.perceptual import Lpips
+from spatialavatar.refine import (
+    Prepared,
+    Progress,
+    Refined,
+    Start,
+    StopRefinement,
+    finished_avatar,
+    generator_start,
+    prepare,
+    refine_batch,
+    template_start,
+)
+
+READERS = 16  # frames of a clip that are asked for at once
+THUMBNAIL_SIZE = 192  # pixels of the longer side of each of its pictures
+_TIMED = 20  # iterations, at least, before their time says something
+MEASURED = ("psnr", "ssim", "lpips", "mse", "max_aspect_ratio", "frames", "split")
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What every worker gets; picklable, and the same for all."""
+
+    config: FleetConfig
+    recipe: Recipe
+    head: HeadModel
+    head_file: str | None
+    generator_file: str  # for messages
+    generator: GeneratorFacts | None
+    weights: dict[str, np.ndarray]  # of the generator
+    lpips: dict[str, Tensor] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A subject that can be optimised, with all that was read of it in memory."""
+
+    prepared: Prepared
+    residual: float | None  # of its tracking
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A refined subject, its metrics and its picture, on the CPU."""
+
+    refined: Refined
+    avatar: Avatar
+    report: dict[str, Any]
+    residual: float | None
+    thumbnail: bytes  # JPEG
+
+
+class RefineWork:
+    def __init__(self, given: Given, device: torch.device | str, uploads: ThreadPoolExecutor) -> None:
+        """Raises SpatialAvatarError: a generator of another head, encoder weights that are missing."""
+        self._given, self._config, self._uploads = given, given.config, uploads
+        self._device = torch.device(device)
+        self._head = given.head.on(self._device)
+        self._lpips = None if given.lpips is None else Lpips(given.lpips, self._device)
+        self._generator: LoadedGenerator | None = None
+        self._template: Start | None = None
+        if (facts := given.generator) is not None:
+            made = build_generator(facts.config, given.head, given.generator_file, facts, given.weights)
+            self._generator = LoadedGenerator(made.to(self._device).eval(), facts, given.generator_file)
+        else:
+            self._template = template_start(self._head, self._config.refine.uv_resolution)
+        self._progress = (0, 0)
+
+    def prepare(self, job: Job) -> Ready:
+        clip = in_memory(open_subject(job.subject))
+        clip.require_head(self._given.head)
+        start = self._template
+        if start is None:
+            assert self._generator is not None
+            start = generator_start(
+                clip, self._given.head, self._generator, self._config.sources, self._config.refine.seed
+            )
+        folder = files.join(self._config.output, UNFINISHED, job.name)
+        prepared = prepare(clip, self._head, start, self._config.refine, folder, self._device)
+        prepared.subject.preload()
+        return Ready(prepared, tracking_residual(clip, self._given.head))
+
+    def optimise(self, batch: list[Ready], stop: Callable[[], bool]) -> tuple[list[Measured | Exception], float | None]:
+        """Subjects of one image size at a time; then each is measured."""
+        sizes = [(ready.prepared.subject.width, ready.prepared.subject.height) for ready in batch]
+        outcomes: list[Refined | Exception] = [RuntimeError("not refined")] * len(batch)
+        steps: list[float] = []
+        try:
+            for size in sorted(set(sizes)):
+                rows = [row for row, other in enumerate(sizes) if other == size]
+                of_size = self._refined([batch[row].prepared for row in rows], stop, steps)
+                for row, outcome in zip(rows, of_size):
+                    outcomes[row] = outcome
+            self._progress = (0, 0)
+            measured = [
+                outcome if isinstance(outcome, Exception) else self._measured(outcome, ready.residual)
+                for ready, outcome in zip(batch, outcomes)
+            ]
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            raise OutOfMemory(f"a batch of {len(batch)} does not fit into the GPU") from None
+        return measured, statistics.median(steps) if len(steps) >= _TIMED else None
+
+    def deliver(self, job: Job, result: Measured) -> Record:
+        out = self._config.output
+        look = result.avatar.appearance
+        assert isinstance(look, StaticAppearance)
+        # by its content: whoever makes the same avatar again writes the same files, and another one others
+        content = files.content_hash({n: t.numpy() for n, t in look.gaussians.tensors().items()})
+        place = f"{AVATARS}/{job.subject.id}.{content[:12]}"
+        folder = files.join(out, place)
+        files.write_bytes(files.join(folder, LOG), result.refined.log)
+        files.write_json(files.join(folder, METRICS), result.report)
+        files.write_bytes(files.join(folder, THUMBNAIL), result.thumbnail)
+        write_avatar(folder, result.avatar)
+        metrics = {name: result.report[name] for name in MEASURED}
+        metrics |= {"worst_psnr": result.report["worst_frame"]["psnr"], "tracking_residual": result.residual}
+        record = {
+            "format": RECORD_FORMAT,
+            "version": VERSION,
+            "id": job.subject.id,
+            "digest": self._given.recipe.digest(job.subject),
+            "clip": job.subject.clip,
+            "identity": result.avatar.identity,
+            "avatar": place,
+            "metrics": metrics,
+            "review": review(self._config.gate, metrics),
+            "iterations": result.refined.iterations,
+            "seconds": round(result.refined.seconds, 3),
+            "attempts": job.attempts,
+            "worker": worker_name(self._device),
+            "finished": now(),
+            "config_hash": self._given.recipe.config_hash,
+            "layout_fingerprint": self._given.recipe.layout_fingerprint,
+            "spatialavatar": __version__,
+        }
+        write_record(out, job.name, record)
+        files.remove(files.join(out, UNFINISHED, job.name))
+        return record
+
+    def memory(self) -> float:
+        if self._device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(self._device)
+            reserved = torch.cuda.memory_reserved(self._device)
+            in_use = total - free - reserved + torch.cuda.max_memory_allocated(self._device)  # with other processes
+            torch.cuda.reset_peak_memory_stats(self._device)
+            return in_use / total
+        share = self._config.workers.cpus / (os.cpu_count() or 1)
+        installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / (installed * min(1.0, share))
+
+    def progress(self) -> tuple[int, int]:
+        return self._progress
+
+    def _refined(
+        self, batch: list[Prepared], stop: Callable[[], bool], steps: list[float]
+    ) -> list[Refined | Exception]:
+        """Adds to ``steps`` the seconds that each iteration took, for one subject."""
+        last = None
+
+        def observe(progress: list[Progress]) -> None:
+            nonlocal last
+            now = time.perf_counter()
+            if last is not None and len(progress) == len(batch):
+                steps.append((now - last) / len(batch))
+            last = now
+            self._progress = (sum(p.iteration for p in progress), sum(p.iterations for p in progress))
+            if stop():
+                raise StopRefinement
+
+        try:
+            return refine_batch(
+                batch, self._head, self._config.refine, start_over=True, observe=observe, uploads=self._uploads
+            )
+        except StopRefinement:
+            raise Stopped from None
+
+    def _measured(self, refined: Refined, residual: float | None) -> Measured | Exception:
+        config, clip = self._config, refined.prepared.subject.clip
+        try:
+            out = files.join(config.output, AVATARS, "ID")  # as deep as its place will be
+            avatar = finished_avatar(refined, self._head, config.refine, out, self._given.head_file)
+            renderer = AvatarRenderer(avatar, self._given.head, self._device)
+            split, limit = measured_frames(clip, config.evaluation.frames)
+            behind = torch.ones(3) if clip.matte_kind == "alpha" else torch.zeros(3)
+            report = evaluate(
+                renderer,
+                clip,
+                split,
+                resolution=config.refine.resolution,
+                background=behind,
+                lpips=self._lpips,
+                limit=limit,
+            )
+            worst = FrameIndex(report["worst_frame"]["instant"], report["worst_frame"]["camera"])
+            [shown] = compare(renderer, clip, [worst], THUMBNAIL_SIZE, behind)
+            picture = encode(thumbnail(shown, renderer), "jpg")
+            return Measured(refined, avatar, report, residual, picture)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as e:  # of this subject; the others may be sound
+            return e
+
+
+def in_memory(clip: TrackedClip) -> TrackedClip:
+    """The same clip with the bytes of all its pictures read. Raises SpatialAvatarError as reading does."""
+    frames = clip.split("all")
+    with ThreadPoolExecutor(READERS) as pool:
+        held: dict[FrameIndex, EncodedFrame] = dict(zip(frames, pool.map(clip.read_frame, frames)))
+    return replace(clip, read_frame=held.__getitem__)
+
+
+def worker_name(device: torch.device) -> str:
+    """The machine and what it refines on."""
+    model = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+    return f"{socket.gethostname()}, {model}"
