@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from spatialavatar.cli import demo
 from spatialavatar.config import load_config
 from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.fleet.config import FleetConfig
 from spatialavatar.generator.config import GeneratorConfig
 from spatialavatar.refine.config import RefineConfig
 from spatialavatar.training.config import DataConfig, SamplerConfig, ScheduleConfig, ShardData, TrainConfig
@@ -20,7 +21,8 @@ from spatialavatar.training.optimization import learning_rate_factor
 CONFIGS = Path(__file__).parents[1] / "configs"
 WRITTEN = {path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml")}
 SWEEPS = {name for name in WRITTEN if "tune/" in name}  # tests/ray_jobs/test_tune.py
-TRAINING = sorted(WRITTEN - SWEEPS - {"refine.yaml"})
+FLEETS = {"fleet.yaml", "dev/fleet.yaml"}
+TRAINING = sorted(WRITTEN - SWEEPS - FLEETS - {"refine.yaml"})
 PAPER = {  # method.md section 3; paper A.2 and Table 7
     "phase1.yaml": {
         "phase": 1,
@@ -97,6 +99,28 @@ def test_every_file_loads() -> None:
     for name in TRAINING:
         config = load_config(TrainConfig, CONFIGS / name)
         assert "phase2" not in name or config.phase == 2
+    for name in FLEETS:
+        load_config(FleetConfig, CONFIGS / name)
+
+
+def test_refinement_is_explained_with_its_defaults() -> None:
+    written = yaml.safe_load((CONFIGS / "refine.yaml").read_text())
+    assert leaves(written) == fields(RefineConfig)
+    assert load_config(RefineConfig, CONFIGS / "refine.yaml") == RefineConfig()
+
+
+def test_fleet_is_explained_with_its_defaults_but_for_what_is_marked() -> None:
+    written = yaml.safe_load((CONFIGS / "fleet.yaml").read_text())
+    assert leaves(written) == fields(FleetConfig)
+    defaults = FleetConfig(refine=RefineConfig(checkpoint_every=2000))
+    assert load_config(FleetConfig, CONFIGS / "fleet.yaml") == defaults
+
+
+def test_small_fleet_is_small() -> None:
+    config = load_config(FleetConfig, CONFIGS / "dev" / "fleet.yaml")
+    assert (config.refine.iterations, config.refine.resolution, config.refine.uv_resolution) == (400, 128, 64)
+    assert config.refine.anti_spike.aspect_from < config.refine.iterations / 10, "most iterations have all losses"
+    assert config.gate == FleetConfig().gate and config.refine.checkpoint_every < config.refine.iterations
 
 
 @pytest.mark.parametrize("name", PAPER)
