@@ -1,5 +1,6 @@
 """Several processes of one torch.distributed group, as a training's workers are, without Ray."""
 
+import multiprocessing
 import os
 import pickle
 import socket
@@ -20,8 +21,16 @@ def in_group(work: Callable[..., Any], world: int, folder: Path, *arguments: Any
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    mp.spawn(_enter, (world, port, str(folder), work, arguments), nprocs=world)
+    mp.start_processes(_enter, (world, port, str(folder), work, arguments), nprocs=world, start_method=_method())
     return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(world)]
+
+
+def _method() -> str:
+    """Forks of one process that has imported what takes seconds; CUDA is not for forks."""
+    if torch.cuda.is_available():
+        return "spawn"
+    multiprocessing.set_forkserver_preload([f"{__package__}.group_imports"])
+    return "forkserver"
 
 
 def _enter(rank: int, world: int, port: int, folder: str, work: Callable[..., Any], arguments: Any) -> None:
