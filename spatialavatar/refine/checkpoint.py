@@ -42,15 +42,26 @@ def load_checkpoint(folder: files.Location, inputs: dict[str, Any]) -> Checkpoin
     arrays, metadata = files.read_tensors(where)
     if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
         raise SpatialAvatarError(f"{where}: not a checkpoint that this program can read; start over with --force")
-    facts = json.loads(metadata["facts"])
+    try:
+        facts = json.loads(metadata["facts"])
+        found = Checkpoint(
+            {name: torch.from_numpy(array) for name, array in arrays.items()},
+            int(facts["iteration"]),
+            dict(facts["inputs"]),
+            float(facts["seconds"]),
+            [[float(value) for value in terms] for terms in facts["window"]],
+        )
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
+        raise SpatialAvatarError(
+            f"{where}: damaged, it does not say what it is of ({type(e).__name__}: {e}); start over with --force"
+        ) from None
     for key, value in inputs.items():
-        if facts["inputs"].get(key) != value:
+        if found.inputs.get(key) != value:
             raise SpatialAvatarError(
-                f"{where}: was made with another {key} ({_difference(facts['inputs'].get(key), value)}); "
+                f"{where}: was made with another {key} ({_difference(found.inputs.get(key), value)}); "
                 "resume with what it was started with, or start over with --force"
             )
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return Checkpoint(tensors, facts["iteration"], facts["inputs"], facts["seconds"], facts["window"])
+    return found
 
 
 def _difference(old: Any, new: Any) -> str:

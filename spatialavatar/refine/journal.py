@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spatialavatar import files
 from spatialavatar.avatar.folder import LOG
-from spatialavatar.errors import SpatialAvatarError, StoreError
+from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.refine import checkpoint as checkpoints
 from spatialavatar.refine.checkpoint import Checkpoint
 from spatialavatar.refine.loop import TERM_NAMES, Refinement
@@ -42,17 +42,24 @@ class Journal:
     def resume(self, refinement: Refinement, row: int) -> None:
         """Go on from the folder's checkpoint. Raises SpatialAvatarError: damaged, or of other inputs."""
         saved = checkpoints.load_checkpoint(self.folder, self.inputs)
-        refinement.load_state(saved.tensors, saved.iteration, row)
-        self.seconds = saved.seconds
-        self._window = [torch.tensor(terms, device=refinement.device) for terms in saved.window]
         where = files.join(self.folder, LOG)
-        lines = files.read_bytes(where).decode().splitlines() if files.exists(where) else []
-        # lines of iterations that the killed run did after its checkpoint are done again
-        self._log_lines = [line for line in lines if json.loads(line)["iteration"] <= saved.iteration]
+        data = files.read_bytes(where) if files.exists(where) else b""
+        try:
+            # lines of iterations that the killed run did after its checkpoint are done again
+            parsed = [(line, json.loads(line)) for line in data.decode().splitlines()]
+            kept = [(line, terms) for line, terms in parsed if terms["iteration"] <= saved.iteration]
+            latest = {name: float(kept[-1][1][name]) for name in TERM_NAMES} if kept else {}
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
+            raise SpatialAvatarError(f"{where}: damaged ({type(e).__name__}: {e}); start over with --force") from None
+        try:
+            refinement.load_state(saved.tensors, saved.iteration, row)
+        except ValueError as e:
+            checkpoint = files.join(self.folder, checkpoints.FILE)
+            raise SpatialAvatarError(f"{checkpoint}: damaged ({e}); start over with --force") from None
+        self.seconds, self.latest = saved.seconds, latest
+        self._window = [torch.tensor(terms, device=refinement.device) for terms in saved.window]
+        self._log_lines = [line for line, _ in kept]
         self._write_log()
-        if self._log_lines:
-            last = json.loads(self._log_lines[-1])
-            self.latest = {name: last[name] for name in TERM_NAMES}
 
     def after_step(self, refinement: Refinement, row: int, terms: Tensor) -> None:
         """``terms`` are the subject's own. Raises SpatialAvatarError when numbers are no longer finite."""
@@ -80,7 +87,7 @@ class Journal:
     def settle(self) -> None:
         """Wait for the checkpoint that is being written."""
         if self._upload is not None:
-            with contextlib.suppress(StoreError, OSError):  # the one before stays
+            with contextlib.suppress(SpatialAvatarError, OSError):  # the one before stays
                 self._upload.result()
             self._upload = None
 

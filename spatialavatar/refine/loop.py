@@ -161,6 +161,16 @@ class Refinement:
         return tensors
 
     def load_state(self, tensors: dict[str, Tensor], iteration: int, row: int = 0) -> None:
+        """Raises ValueError, with all as it was, when these are not the tensors of such a subject."""
+        shapes = {"initial_log_scale": self.initial_log_scale[row].shape}
+        for name, parameter in self.parameters[row].items():
+            shapes[name] = parameter.shape
+            if any(f"{name}.{moment}" in tensors for moment in MOMENTS):  # none yet of what was frozen so far
+                shapes |= {f"{name}.{moment}": parameter.shape for moment in MOMENTS if moment != "step"}
+                shapes[f"{name}.step"] = torch.Size([1])
+        for key, shape in shapes.items():
+            if key not in tensors or tensors[key].shape != shape:
+                raise ValueError(f"{key} is missing or of another shape than {list(shape)}")
         self.iterations[row] = iteration
         self.initial_log_scale[row] = tensors["initial_log_scale"].to(self.device)
         with torch.no_grad():
