@@ -59,6 +59,8 @@ def load_config(model: type[C], path: files.Location | None = None, overrides: S
 def _describe(model: type[BaseModel], error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "value_error":  # a check of our own, which says what it found, or must not
+        return f"{where + ': ' if where else ''}{first['ctx']['error']}"
     if first["type"] != "extra_forbidden":
         found = "" if isinstance(first["input"], dict) else f", found {first['input']!r}"
         return f"{where + ': ' if where else ''}{first['msg'].lower()}{found}"

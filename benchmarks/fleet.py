@@ -1,0 +1,170 @@
+"""What scheduling a fleet costs: 10,000 subjects with stub work on 8 workers, and going on with a run of that size.
+
+    python benchmarks/fleet.py --work DIR
+
+The stub sleeps for 50 ms in the place of a refinement and writes a record; everything else is the real thing: manifest,
+listing, ledger, pool of Ray actors, records on the local disk, status, summary. The ideal is the stub's time over the
+workers. Measured while all workers are up, between a tenth and nine tenths of the run; their start is told beside it.
+Then nine tenths of the records stay, and the run is started again: the seconds from the program's start until its first
+new subject is handed to a worker. Writes ``benchmarks/results/fleet-<date>.json``.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.record import command_line, record  # noqa: E402
+from spatialavatar.fleet.config import FleetConfig  # noqa: E402
+from spatialavatar.fleet.pipeline import Job  # noqa: E402
+from spatialavatar.fleet.records import RECORD_FORMAT, RECORDS, VERSION, Recipe, write_record  # noqa: E402
+from spatialavatar.fleet.run import FleetRun, Selection  # noqa: E402
+from spatialavatar.fleet.status import Status  # noqa: E402
+from spatialavatar.fleet.subjects import read_subjects  # noqa: E402
+
+RECIPE = Recipe("stub", "stub")
+
+
+class StubWork:
+    """Sleeps where others refine."""
+
+    def __init__(self, given: tuple[str, float], device: Any, uploads: ThreadPoolExecutor) -> None:
+        self._out, self._seconds = given
+
+    def prepare(self, job: Job) -> Job:
+        return job
+
+    def optimise(self, batch: list[Job], stop: Any) -> tuple[list[Any], float | None]:
+        time.sleep(self._seconds * len(batch))
+        return list(batch), None
+
+    def deliver(self, job: Job, result: Any) -> dict[str, Any]:
+        kept = {
+            "format": RECORD_FORMAT,
+            "version": VERSION,
+            "id": job.subject.id,
+            "digest": RECIPE.digest(job.subject),
+            "clip": job.subject.clip,
+            "avatar": f"avatars/{job.subject.id}.0",
+            "metrics": {"psnr": 30.0},
+            "review": [],
+            "seconds": self._seconds,
+            "attempts": job.attempts,
+            "worker": "stub",
+        }
+        write_record(self._out, job.name, kept)
+        return kept
+
+    def memory(self) -> float:
+        return 0.0
+
+    def progress(self) -> tuple[int, int]:
+        return 0, 0
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """One run of the driver in this process."""
+    import ray
+
+    from ray_jobs.refine_pool import Pool
+
+    config = FleetConfig.model_validate(
+        {
+            "subjects": str(options.work / "subjects.jsonl"),
+            "output": str(options.work / "out"),
+            "workers": {"most": options.workers, "cpus": 1, "batch": options.batch},
+        }
+    )
+    began = time.perf_counter()
+    fleet = FleetRun(config, RECIPE, read_subjects(config.subjects), Selection())
+    read = time.perf_counter()
+    ray.init(address="local", num_cpus=options.workers, log_to_driver=False, logging_level="error")
+    connected = time.perf_counter()
+    seen: list[tuple[float, int, int]] = []
+    first_given: list[float] = []
+    before = fleet.done
+    give = FleetRun.case_names
+
+    def noting(self: FleetRun, cases: Any) -> list[Job]:
+        first_given.append(time.perf_counter()) if not first_given else None
+        return give(self, cases)
+
+    FleetRun.case_names = noting  # type: ignore[method-assign]
+
+    def observe(status: Status) -> None:
+        seen.append((time.perf_counter(), status.done, status.workers))
+
+    Pool(fleet, StubWork, (config.output, options.seconds), observe).go()
+    ended = time.perf_counter()
+    told = fleet.finish("finished", swept=True)
+    finished = time.perf_counter()
+    ray.shutdown()
+    todo = told["status"]["total"] - before
+    steady = [s for s in seen if 0.1 * todo <= s[1] - before <= 0.9 * todo and s[2] == options.workers]
+    rate = (steady[-1][1] - steady[0][1]) / (steady[-1][0] - steady[0][0]) if len(steady) > 1 else None
+    ideal = options.workers / options.seconds
+    return {
+        "finished_before": before,
+        "subjects": todo,
+        "seconds": round(ended - began, 2),
+        "seconds_to_read_manifest_and_records": round(read - began, 2),
+        "seconds_to_start_ray": round(connected - read, 2),
+        "seconds_to_first_subject": round(first_given[0] - began, 2),
+        "seconds_for_summary": round(finished - ended, 2),
+        "subjects_per_second": None if rate is None else round(rate, 2),
+        "ideal_subjects_per_second": round(ideal, 2),
+        "overhead": None if rate is None else round(1 - rate / ideal, 4),
+        "driver_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for manifest and records, which are removed")
+    parser.add_argument("--subjects", type=int, default=10_000)
+    parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=0.05, help="that the stub takes for a subject")
+    parser.add_argument("--out", help="where to write the record")
+    parser.add_argument("--once", action="store_true", help="one run in this process, as JSON")
+    options = parser.parse_args()
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    if options.once:
+        print(json.dumps(run(options)))
+        return
+    shutil.rmtree(options.work, ignore_errors=True)
+    options.work.mkdir(parents=True)
+    rows = (json.dumps({"id": f"s{n:06d}", "clip": f"clips/s{n:06d}"}) + "\n" for n in range(options.subjects))
+    (options.work / "subjects.jsonl").write_text("".join(rows))
+
+    def driver() -> dict[str, Any]:
+        command = [sys.executable, __file__, *sys.argv[1:], "--once"]
+        done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+        told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        print("\n".join(f"  {name}: {value}" for name, value in told.items()), flush=True)
+        return told
+
+    print("whole run")
+    whole = driver()
+    kept = sorted((options.work / "out" / RECORDS).iterdir())
+    for file in kept[:: max(1, len(kept) // (options.subjects // 10))]:
+        file.unlink()
+    print("nine tenths finished")
+    rest = driver()
+    shutil.rmtree(options.work)
+    settings = {"workers": options.workers, "batch": options.batch, "seconds_of_a_subject": options.seconds}
+    print(record("fleet", command_line(), {"settings": settings, "whole": whole, "resumed": rest}, options.out))
+
+
+if __name__ == "__main__":
+    main()

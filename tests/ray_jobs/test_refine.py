@@ -1,0 +1,244 @@
+"""Fleets on real clusters: the same avatars whatever happens to workers, machines, stores and the driver."""
+
+import json
+import random
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from spatialavatar import files
+from spatialavatar.fleet.config import FleetConfig
+from spatialavatar.fleet.records import AVATARS, FAILURES, RECORDS, UNFINISHED, Record, listed, read_records
+from spatialavatar.fleet.status import read_status
+from spatialavatar.fleet.subjects import FleetSubject
+from tests.builders.fleet import (
+    KILLER,
+    driver,
+    kill_one,
+    machines,
+    poison,
+    settings,
+    tiny_subjects,
+    undisturbed,
+    write_manifest,
+)
+from tests.builders.store import Fault
+from tests.builders.train_jobs import ended, wait_for
+from tests.builders.training import tiny_head_file
+
+if TYPE_CHECKING:
+    from tests.builders.store import FaultyStore
+
+pytest.importorskip("ray", reason="ray is not installed")
+
+DISTINCT = 20  # clips, each of which several subjects share: what becomes of a subject depends on its clip alone
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("head")
+    tiny_head_file(folder)
+    return str(folder / "tiny.head.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def no_lpips(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No download, here and in the drivers, which have no network in tests."""
+    from spatialavatar.losses import lpips_weights
+
+    monkeypatch.setattr(lpips_weights, "_download", lambda url: (_ for _ in ()).throw(OSError("no network in tests")))
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *options: Any) -> int:
+    """The command in this process; its exit code."""
+    from ray_jobs.command import run
+    from ray_jobs.refine import app
+
+    monkeypatch.setattr(sys, "argv", ["refine", *map(str, options)])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        run(app, "ray_jobs.refine")
+    except SystemExit as e:
+        return int(e.code or 0)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return 0
+
+
+def write_config(folder: Path, config: FleetConfig) -> Path:
+    file = folder / "fleet.yaml"
+    file.write_text(json.dumps(config.model_dump(mode="json")))
+    return file
+
+
+def records_of(out: str) -> dict[str, Record]:
+    """By ID; one for each subject, and each a sound one."""
+    found: dict[str, Record] = {}
+    for _, record in read_records(out, listed(out, RECORDS)):
+        assert isinstance(record, dict), record
+        assert record["id"] not in found, "two records of one subject"
+        found[record["id"]] = record
+    return found
+
+
+def rows_of(out: str) -> dict[str, dict[str, Any]]:
+    table = pq.read_table(pa.BufferReader(files.read_bytes(f"{out}/summary.parquet")))
+    return {row["id"]: row for row in table.to_pylist()}
+
+
+def assert_same_result(record: Record, expected: Record) -> None:
+    """Bit for bit: the avatar's folder is named by the hash of its Gaussians."""
+    assert record["metrics"] == expected["metrics"]
+    assert record["avatar"].rpartition(".")[2] == expected["avatar"].rpartition(".")[2]
+
+
+def test_a_small_fleet(
+    tmp_path: Path, head: str, ray_cluster: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A corrupt clip and a row that leads out of its folder are told of; the same command again does nothing; one
+    subject alone, and what failed once it has been mended."""
+    folder, out = tmp_path / "subjects", str(tmp_path / "out")
+    names = tiny_subjects(str(folder), 3)
+    picture = folder / "c01/images/000001.jpg"
+    sound = picture.read_bytes()
+    picture.write_bytes(sound[:40])
+    manifest = write_manifest(str(folder / "list.jsonl"), {**{n: n for n in names}, "outside": "../outside"})
+    config = write_config(tmp_path, settings(manifest, out, head, workers={"most": 2}))
+    assert command(monkeypatch, "--config", config) == 0
+    printed, told = capfd.readouterr()
+    assert printed == f"{out}: 2 of 4 done, 2 new\n2 given up, with reasons in {out}/summary.md\n"
+    assert "passed over: outside: row 4: clip is '../outside', which leads out of its folder" in told
+    rows = rows_of(out)
+    assert {id: row["outcome"] for id, row in rows.items()} == {
+        "c00": "done", "c01": "failed", "c02": "done", "outside": "refused",
+    }  # fmt: skip
+    assert rows["c01"]["attempts"] == 2 and "images/000001.jpg" in rows["c01"]["reason"]
+    status = read_status(out)
+    assert (status.state, status.done, status.failed, status.total) == ("finished", 2, 2, 4)
+    assert set(files.list_folder(f"{out}/{rows['c00']['avatar']}")) == {
+        "avatar.json", "gaussians.safetensors", "metrics.json", "refine.jsonl", "thumbnail.jpg",
+    }  # fmt: skip
+    expected = undisturbed(settings(manifest, out, head), [FleetSubject(n, str(folder / n)) for n in ("c00", "c02")],
+                           str(tmp_path / "alone"))  # fmt: skip
+    for id, record in records_of(out).items():
+        assert_same_result(record, expected[id])
+
+    before = records_of(out)
+    with monkeypatch.context() as patch:
+        import ray_jobs.connect
+
+        patch.setattr(ray_jobs.connect, "connect", lambda *_: pytest.fail("connected"))
+        assert command(monkeypatch, "--config", config) == 0
+    assert capfd.readouterr().out.startswith(f"{out}: 2 of 4 done, 0 new\n")
+    picture.write_bytes(sound)
+    assert command(monkeypatch, "--config", config, "--retry-failed", "--only", "c01") == 0
+    assert capfd.readouterr().out.startswith(f"{out}: 1 of 2 done, 1 new\n")
+    after = records_of(out)
+    assert after.keys() == {"c00", "c01", "c02"} and {id: after[id] for id in before} == before
+    assert not listed(out, FAILURES)
+    assert command(monkeypatch, "--config", config, "--set", "refine.iterations=13") == 2
+    assert "refine.iterations: 12 then, 13 now" in capfd.readouterr().err
+    assert records_of(out) == after
+
+
+BAD_INPUT = {
+    "nothing named": ([], "--subjects URL and --output URL are needed"),
+    "no manifest": (["--subjects", "/nowhere/list.csv", "--output", "{out}"], "/nowhere/list.csv: no such file"),
+    "no clips": (["--subjects", "{folder}", "--output", "{out}"], "no subject there"),
+    "unknown key": (["--set", "gate.min_psnrr=3"], "unknown key gate.min_psnrr; did you mean gate.min_psnr?"),
+    "a password": (["--subjects", "s3://me:secret@bucket/x", "--output", "{out}"], "holds a user or password"),
+    "encoder weights": (
+        ["--subjects", "{clips}", "--output", "{out}", "--encoder-weights", "w"],
+        "--encoder-weights is for --checkpoint",
+    ),
+    "an unknown subject": (
+        ["--subjects", "{clips}", "--output", "{out}", "--head", "{head}", "--only", "c0"], "did you mean c00?"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_line(
+    tmp_path: Path, head: str, case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options, message = BAD_INPUT[case]
+    (tmp_path / "empty").mkdir()
+    tiny_subjects(str(tmp_path / "clips"), 1)
+    places = {"out": tmp_path / "out", "folder": tmp_path / "empty", "clips": tmp_path / "clips", "head": head}
+    assert command(monkeypatch, *(option.format(**places) for option in options)) == 2
+    *_, line = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ") and message in line and "secret" not in line
+
+
+@pytest.mark.slow
+def test_chaos(ray_cluster: str, faulty_store: "FaultyStore", s3_bucket: str, head: str, tmp_path: Path) -> None:
+    """200 subjects on S3 while workers are killed, machines go and come, the store fails, and the driver is killed and
+    started again twice. Five subjects are poison."""
+    names = tiny_subjects(f"{s3_bucket}/clips", DISTINCT)
+    reasons = poison(f"{s3_bucket}/clips")
+    clips = {f"s{n:03d}": f"clips/{names[n % DISTINCT]}" for n in range(200 - len(reasons))}
+    order = [*clips.items(), *((id, f"clips/{id}") for id in reasons)]
+    chance = random.Random(0)
+    chance.shuffle(order)
+    manifest, out = write_manifest(f"{s3_bucket}/list.jsonl", dict(order)), f"{s3_bucket}/out"
+    # a worker that is killed while it has an innocent suspect alone must not be the end of that one
+    attempts = {"errors": 2, "crashes": 4}
+    config = settings(manifest, out, head, attempts=attempts, workers={"gpus": 0.5, "batch": 2})
+    alone = settings(manifest, out, head)
+    subjects = [FleetSubject(name, f"{s3_bucket}/clips/{name}") for name in names]
+    expected = undisturbed(alone, subjects, str(tmp_path / "alone"))
+    faulty_store.inject(
+        Fault("answer", 40, method="PUT", path="/out/", status=503, skip=20),
+        Fault("cut", 25, method="GET", path="/clips/", skip=50),
+        Fault("drop", 25, method="GET", path="/clips/", skip=200),
+        Fault("lose", 15, method="PUT", path="/out/records/", skip=10),
+    )
+    with machines() as (address, tell):
+
+        def disturbed_until(done: int, kills: int, process: Any) -> None:
+            """Every few finished subjects a worker is killed."""
+            begun = len(listed(out, RECORDS))
+            for number in range(1, kills + 1):
+                least = begun + (done - begun) * number // (kills + 1)
+                wait_for(lambda least=least: len(listed(out, RECORDS)) >= least, process)
+                kill_one(address, chance)
+            wait_for(lambda: len(listed(out, RECORDS)) >= done, process)
+
+        with driver(config, tmp_path, address) as process:
+            disturbed_until(45, 3, process)
+            process.kill()
+            ended(process)
+        with driver(config, tmp_path, address) as process:
+            disturbed_until(75, 1, process)
+            tell("remove")
+            tell("add")
+            disturbed_until(120, 2, process)
+            process.kill()
+            ended(process)
+        with driver(config, tmp_path, address) as process:
+            wait_for(lambda: len(listed(out, RECORDS)) >= 140, process)
+            tell("add")
+            disturbed_until(170, 2, process)
+            code, printed = ended(process)
+        assert code == 0, printed
+    assert faulty_store.pending() == 0, "some faults never struck"
+    assert not any("Traceback" in line for line in printed.splitlines()), printed
+
+    records = records_of(out)
+    assert records.keys() == clips.keys()
+    for id, record in records.items():
+        assert_same_result(record, expected[clips[id].removeprefix("clips/")])
+        assert {"avatar.json", "gaussians.safetensors"} <= set(files.list_folder(f"{out}/{record['avatar']}"))
+    assert len(files.list_folder(f"{out}/{AVATARS}")) == len(clips)
+    rows = rows_of(out)
+    for id, reason in reasons.items():
+        assert rows[id]["outcome"] == "failed" and reason in rows[id]["reason"], rows[id]
+        assert rows[id]["attempts"] == (attempts["crashes"] if id == KILLER else attempts["errors"]), rows[id]
+    assert sum(row["outcome"] == "failed" for row in rows.values()) == len(reasons)
+    left = {name.rpartition(".")[0] for name in files.list_folder(f"{out}/{UNFINISHED}")}
+    assert left <= reasons.keys()
