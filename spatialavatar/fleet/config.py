@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from spatialavatar.config import Config
 from spatialavatar.refine.config import HARMLESS, RefineConfig
 
-_USER_IN_URL = re.compile(r"^[a-z0-9+.-]+://[^/]*@", re.IGNORECASE)
+_USER_IN_URL = re.compile(r"://[^/]*@|://[^/:]*:(?!\d*(/|$)).*@")  # the secret keys of S3 hold slashes
 
 
 class Gate(Config):
@@ -25,6 +25,11 @@ class Gate(Config):
 class Evaluation(Config):
     frames: int | None = Field(None, ge=1)  # of the held-out frames, evenly spread; null: all
     lpips_weights: str | None = None  # AlexNet features; null: where 'spatialavatar doctor' finds them
+
+    @field_validator("lpips_weights")
+    @classmethod
+    def _no_credentials(cls, value: str | None) -> str | None:
+        return _without_credentials(value)
 
 
 class Attempts(Config):
@@ -62,14 +67,19 @@ class FleetConfig(Config):
     @classmethod
     def _no_credentials(cls, value: Any) -> Any:
         for text in value if isinstance(value, list) else [value]:
-            if text is not None and holds_credentials(text):
-                raise ValueError("holds a user or password; credentials come from the environment or the AWS config")
+            _without_credentials(text)
         return value
 
 
 def holds_credentials(location: str) -> bool:
     """Whether a URL names a user before its host."""
-    return bool(_USER_IN_URL.match(location))
+    return bool(_USER_IN_URL.search(location))
+
+
+def _without_credentials(location: str | None) -> str | None:
+    if location is not None and holds_credentials(location):
+        raise ValueError("holds a user or password; credentials come from the environment or the AWS config")
+    return location
 
 
 def config_hash(config: FleetConfig, generator: str | None, lpips: str | None) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -104,9 +105,9 @@ def source_version(source: files.Location) -> str:
 
 def open_subject(subject: FleetSubject) -> TrackedClip:
     """Raises SpatialAvatarError for a clip that is not there or damaged."""
-    dataset, sign, key = subject.clip.rpartition("#")
-    if not sign or files.exists(files.join(subject.clip, HEADER_FILE)):
+    if "#" not in subject.clip or files.exists(files.join(subject.clip, HEADER_FILE)):
         return open_clip(subject.clip)
+    dataset, key = _in_shards(subject.clip)
     try:
         return _clip_in(_shards(dataset), key, subject.state)
     except SpatialAvatarError:  # the data set may have been written again since it was opened
@@ -116,11 +117,20 @@ def open_subject(subject: FleetSubject) -> TrackedClip:
 
 def clip_head(subject: FleetSubject) -> HeadReference:
     """The head that a clip was tracked with, without its pictures. Raises SpatialAvatarError as ``open_subject``."""
-    dataset, sign, _ = subject.clip.rpartition("#")
-    if sign and files.exists(files.join(dataset, MANIFEST_FILE)):
-        return _shards(dataset).head
+    if "#" in subject.clip and not files.exists(files.join(subject.clip, HEADER_FILE)):
+        return _shards(_in_shards(subject.clip)[0]).head
     header = header_from_json(read_header_json(subject.clip), files.join(subject.clip, HEADER_FILE))
     return header.head
+
+
+def _in_shards(clip: str) -> tuple[str, str]:
+    """Data set and key of DATASET#KEY; keys hold a '#' where a folder has several clips, and folders' names may."""
+    parts = clip.split("#")
+    for count in range(1, len(parts)):
+        dataset = "#".join(parts[:count])
+        if files.exists(files.join(dataset, MANIFEST_FILE)):
+            return dataset, "#".join(parts[count:])
+    return parts[0], "#".join(parts[1:])
 
 
 def _clip_in(shards: ShardSet, key: str, state: str) -> TrackedClip:
@@ -160,7 +170,7 @@ def _rows(where: str) -> Iterator[dict[str, Any]]:
             _require_columns(where, reader.fieldnames or ())
             yield from reader
         else:
-            for number, line in enumerate(data.decode("utf-8-sig").splitlines(), 1):
+            for number, line in enumerate(data.decode("utf-8-sig").split("\n"), 1):
                 if line.strip():
                     value = json.loads(line)
                     if not isinstance(value, dict):
@@ -197,9 +207,9 @@ def _checked(
         elif not isinstance(clip, str) or not clip:
             refused.append(Refused(shown, f"row {number}: clip is {ascii(clip)[:60]}, expected a place"))
         else:
-            seen[name] = number
             try:
                 subjects.append(FleetSubject(name, place_of(clip, folder, allowed)))
+                seen[name] = number
             except ValueError as e:
                 refused.append(Refused(shown, f"row {number}: {e}"))
     return subjects, refused
@@ -217,11 +227,11 @@ def place_of(clip: str, folder: str, allowed: Sequence[str]) -> str:
     protocol, scheme, path = text.rpartition("://")
     if not text or _CONTROL.search(text) or "::" in text or "://" in protocol:
         raise ValueError(f"{said}, expected a plain path or URL")
-    if any(part in ("..", ".") for part in path.split("/")):
+    if any(part in ("..", ".") for part in [*path.split("/"), *unquote(path).split("/")]):  # servers read %2e as a dot
         raise ValueError(f"{said}, which leads out of its folder")
     if scheme or text.startswith(("/", "~")):
         place = files.absolute(text)
-        if not any(place.startswith(f"{root.rstrip('/')}/") for root in allowed):
+        if not any(place.startswith(f"{root.rstrip('/')}/") for root in (folder, *allowed)):
             raise ValueError(f"{said}, outside the manifest's folder; its folder can be allowed by 'allow' (--allow)")
         return place
     return files.join(folder, text)
