@@ -318,7 +318,7 @@ def remove(location: Location) -> None:
 def read_json(location: Location) -> Any:
     try:
         return json.loads(read_bytes(location))
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+    except (ValueError, RecursionError) as e:  # also numbers of thousands of digits and nested brackets
         raise SpatialAvatarError(f"{location}: not valid JSON ({e}); restore the file or make it anew") from None
 
 
