@@ -22,7 +22,9 @@ def review(gate: Gate, metrics: Mapping[str, Any]) -> list[str]:
     reasons = []
     for key, name, bound, unit, least in bounds:
         value = metrics.get(key)
-        if value is not None and bound is not None and (value < bound if least else value > bound):
+        if value is None or bound is None:
+            continue
+        if not (value >= bound if least else value <= bound):  # NaN is within no bound
             side = "least" if least else "most"
             reasons.append(" ".join(f"{name} {value:.4g} {unit}, at {side} {bound:g} is delivered".split()))
     return [reason.replace(" ,", ",") for reason in reasons]

@@ -44,7 +44,9 @@ class Ledger:
         self.left: dict[str, Case] = {}  # their store did not answer: for the next run
 
     def add(self, subject: FleetSubject, failures: Sequence[Failure] = ()) -> None:
-        """A subject that is not waiting or out; ``failures`` are those of an earlier run that count on."""
+        """A subject that is not waiting or out, settled or not; ``failures`` are those of an earlier run that count
+        on."""
+        self._forget(subject.id)
         case = Case(subject, list(failures))
         case.errors = sum(failure.kind == "error" for failure in failures)
         case.crashes = sum(failure.kind == "crash" for failure in failures)
@@ -53,7 +55,9 @@ class Ledger:
         (self._suspects if case.suspect else self._waiting).append(case)
 
     def drop(self, ids: Collection[str]) -> int:
-        """Take those of the subjects that are waiting off the list; how many there were."""
+        """Take subjects off the list, but those that are out; how many of them were waiting."""
+        for id in ids:
+            self._forget(id)
         gone = {id for id in ids if id in self._ids and id not in self._out}
         self._ids -= gone
         self._waiting = deque(case for case in self._waiting if case.subject.id not in gone)
@@ -133,6 +137,11 @@ class Ledger:
     def returned(self, id: str) -> None:
         """Not tried, or its machine was lost: waits again, before the others."""
         self._again(self._out[id])
+
+    def _forget(self, id: str) -> None:
+        """That it was given up or left."""
+        self.failed.pop(id, None)
+        self.left.pop(id, None)
 
     def _again_or_failed(self, case: Case, given_up: bool) -> bool:
         if given_up:
