@@ -20,6 +20,7 @@ from spatialavatar.cli import (
     doctor,
     evaluate,
     export,
+    fleet,
     head,
     model,
     reconstruct,
@@ -50,6 +51,7 @@ app.add_typer(head.app, name="head")
 app.add_typer(model.app, name="model")
 app.add_typer(clip.app, name="clip")
 app.add_typer(shards.app, name="shards")
+app.add_typer(fleet.app, name="fleet")
 app.command("doctor")(doctor.doctor)
 
 # errors of the operating system that the user can put right

@@ -23,7 +23,10 @@ LOG, METRICS, THUMBNAIL = "refine.jsonl", "metrics.json", "thumbnail.jpg"  # bes
 READERS = 32  # requests at once, of a store that takes its time for each
 _DIGEST = 12  # hexadecimal digits
 _SUFFIX = ".json"
-_FIELDS = {"format", "version", "id", "digest", "clip", "avatar", "metrics", "review", "seconds", "attempts", "worker"}
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("id", "digest", "clip", "avatar", "worker"), str),
+    **{"metrics": dict, "review": list, "seconds": (int, float), "attempts": int},
+}
 
 Record = dict[str, Any]
 
@@ -71,9 +74,17 @@ def read_record(out: files.Location, name: str) -> Record:
     value = files.read_json(where)
     if not isinstance(value, dict) or value.get("format") != RECORD_FORMAT or value.get("version") != VERSION:
         raise SpatialAvatarError(f"{where}: not a record of version {VERSION}; remove it, and run again")
-    if not set(value) >= _FIELDS or f"{value['id']}.{value['digest']}" != name:
+    fields = all(isinstance(value.get(key), kind) for key, kind in _FIELDS.items())
+    if not fields or not _fits_a_table(value) or f"{value['id']}.{value['digest']}" != name:
         raise SpatialAvatarError(f"{where}: has not the fields or the name of a record; remove it, and run again")
     return value
+
+
+def _fits_a_table(record: Record) -> bool:
+    """Metrics are numbers, all but the name of the split; reasons and the time are text."""
+    numbers = [content for key, content in record["metrics"].items() if key != "split" and content is not None]
+    texts = [*record["review"], record.get("finished", ""), record["metrics"].get("split") or ""]
+    return all(isinstance(n, (int, float)) for n in numbers) and all(isinstance(text, str) for text in texts)
 
 
 def read_records(out: files.Location, names: Iterable[str]) -> Iterator[tuple[str, Record | SpatialAvatarError]]:
@@ -112,7 +123,9 @@ def read_failures(out: files.Location, names: Iterable[str]) -> dict[str, tuple[
     def read(name: str) -> tuple[list[Failure], bool] | None:
         try:
             value = files.read_json(files.join(out, FAILURES, name + _SUFFIX))
-            return [Failure(**failure) for failure in value["failures"]], bool(value["given_up"])
+            failures = [Failure(**failure) for failure in value["failures"]]
+            sound = all(isinstance(text, str) for failure in failures for text in asdict(failure).values())
+            return (failures, bool(value["given_up"])) if sound else None
         except StoreError:
             raise
         except (SpatialAvatarError, KeyError, TypeError):

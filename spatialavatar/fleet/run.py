@@ -37,7 +37,7 @@ from spatialavatar.fleet.records import (
 )
 from spatialavatar.fleet.status import Rate, State, Status, now, write_status
 from spatialavatar.fleet.subjects import FleetSubject, Listing, read_subjects, source_version
-from spatialavatar.fleet.summary import Row, means, row_of, row_of_failed, row_of_refused, write_summary
+from spatialavatar.fleet.summary import Row, means, rows_of, write_summary
 from spatialavatar.writer import Writer
 
 SETTINGS = "fleet.json"
@@ -85,6 +85,7 @@ class FleetRun:
         self._status = Status(started=now(), driver=f"process {os.getpid()} on {socket.gethostname()}")
         self._claim()
         self._finished = self._look_at_records()
+        self._write(self._current("running"))  # whoever looks sees this run, not the one before
         self._reading = self._office.submit(self._read_known, sorted(self._finished))
 
     def case_names(self, cases: Sequence[Case]) -> list[Job]:
@@ -309,17 +310,9 @@ class FleetRun:
 
     def _rows(self) -> list[Row]:
         finished = {id_in(name): record for name, record in self._records.items() if name in self._finished}
-        rows = []
-        for subject in self._listing.subjects:
-            case = self.ledger.failed.get(subject.id) or self._given_up.get(subject.id)
-            if subject.id in finished:
-                rows.append(row_of(finished[subject.id]))
-            elif case is not None:
-                rows.append(row_of_failed(case))
-            else:
-                outcome = "left" if subject.id in self.ledger.left else "missing"
-                rows.append(row_of_failed(Case(subject), outcome))
-        return rows + [row_of_refused(refused) for refused in self._listing.refused]
+        others = {id: ("left", case) for id, case in self.ledger.left.items()}
+        others |= {id: ("failed", case) for id, case in (self._given_up | self.ledger.failed).items()}
+        return rows_of(self._listing, finished, others)
 
     def _sweep(self) -> None:
         """Remove what a finished subject has beside its record and avatar: checkpoints, failures, superseded ones."""

@@ -5,6 +5,8 @@ from collections import deque
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from pydantic import TypeAdapter
+
 from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.fleet.records import FAILURES, RECORDS, listed
@@ -62,15 +64,30 @@ def read_status(out: files.Location) -> Status:
     if not isinstance(value, dict) or value.get("format") != FORMAT or value.get("version") != VERSION:
         raise SpatialAvatarError(f"{where}: not a status of version {VERSION}; the next run writes it anew")
     try:
-        return Status(**{name: content for name, content in value.items() if name not in ("format", "version")})
-    except TypeError as e:
-        raise SpatialAvatarError(f"{where}: not a status that this program reads ({e})") from None
+        status = TypeAdapter(Status).validate_python(value)
+        silence(status)
+    except ValueError as e:  # pydantic's errors are such
+        reason = " ".join(str(e).split())[:200]
+        raise SpatialAvatarError(f"{where}: not a status that this program reads ({reason})") from None
+    return status
 
 
 def silence(status: Status) -> float:
     """Seconds since a run wrote its status."""
     then = datetime.datetime.strptime(status.updated, _TIME).replace(tzinfo=datetime.UTC)
     return (datetime.datetime.now(datetime.UTC) - then).total_seconds()
+
+
+def is_gone(status: Status) -> bool:
+    """Whether a run that did not end has been silent for too long."""
+    return status.state == "running" and silence(status) > SILENT
+
+
+def state_of(status: Status) -> str:
+    """As a person says it."""
+    if is_gone(status):
+        return f"gone: no word for {duration(silence(status))}; run the same command again to go on"
+    return status.state
 
 
 def counted(out: files.Location) -> dict[str, int]:
@@ -127,10 +144,7 @@ def duration(seconds: float) -> str:
 
 def as_text(status: Status) -> list[str]:
     """Lines for people."""
-    state = status.state
-    if state == "running" and (quiet := silence(status)) > SILENT:
-        state = f"gone: no word for {duration(quiet)}; run the same command again to go on"  # type: ignore[assignment]
-    lines = [f"{state}", f"{status.done} of {status.total} done, {line(status)}"]
+    lines = [state_of(status), f"{status.done} of {status.total} done, {line(status)}"]
     if status.left:
         lines.append(f"{status.left} left, because their store did not answer")
     lines.append(f"{status.workers} workers, {status.starting} starting, {status.workers_lost} lost so far")

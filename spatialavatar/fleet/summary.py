@@ -1,7 +1,7 @@
 """What a run made, in one table: summary.parquet, summary.md, and sheet.jpg with the worst and the best."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +18,7 @@ from spatialavatar.evaluation.contact_sheet import stacked, titled
 from spatialavatar.evaluation.table import Column, table
 from spatialavatar.fleet.ledger import Case
 from spatialavatar.fleet.records import THUMBNAIL, Record
-from spatialavatar.fleet.subjects import Refused
+from spatialavatar.fleet.subjects import Listing, Refused
 
 TABLE, MARKDOWN, SHEET = "summary.parquet", "summary.md", "sheet.jpg"
 SHOWN = 6  # worst, and as many of the best, in the sheet
@@ -26,7 +26,7 @@ LISTED = 500  # rows of the Markdown table; the Parquet table has all
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
-        ("outcome", pa.string()),  # done, review, failed, refused, left, or missing: not tried yet
+        ("outcome", pa.string()),  # done, review, failed, refused, left, or missing: not finished yet
         ("reason", pa.string()),
         ("psnr", pa.float64()),  # dB
         ("worst_psnr", pa.float64()),  # dB, of the worst frame
@@ -60,7 +60,7 @@ _COLUMNS = (
     Column("worker", "worker"),
     Column("reason", "reason"),
 )
-_ORDER = ("failed", "refused", "left", "missing", "review", "done")
+OUTCOMES = ("failed", "refused", "left", "missing", "review", "done")
 
 Row = dict[str, Any]
 
@@ -78,19 +78,36 @@ def row_of_failed(case: Case, outcome: str = "failed") -> Row:
     return row | ({"reason": last.reason, "worker": last.worker, "finished": last.time} if last else {})
 
 
+def rows_of(listing: Listing, finished: Mapping[str, Record], others: Mapping[str, tuple[str, Case]]) -> list[Row]:
+    """A row for all that are listed: of their record, or of the outcome and the tries of ``others``, by id."""
+    rows = []
+    for subject in listing.subjects:
+        if subject.id in finished:
+            rows.append(row_of(finished[subject.id]))
+        else:
+            outcome, case = others.get(subject.id, ("missing", Case(subject)))
+            rows.append(row_of_failed(case, outcome))
+    return rows + [row_of_refused(refused) for refused in listing.refused]
+
+
+def ordered(rows: Iterable[Row]) -> list[Row]:
+    """What needs a look first, the worst of it before the rest."""
+    return sorted(rows, key=lambda row: (OUTCOMES.index(row["outcome"]), row.get("psnr") or 0.0, row["id"]))
+
+
 def row_of_refused(refused: Refused) -> Row:
     return {"id": refused.id, "outcome": "refused", "reason": refused.reason, "attempts": 0}
 
 
 def write_summary(out: files.Location, rows: Sequence[Row], run: Mapping[str, Any]) -> None:
     """Table, page and sheet; ``run`` is what is said of the whole above the page's table."""
-    ordered = sorted(rows, key=lambda row: (_ORDER.index(row["outcome"]), row.get("psnr") or 0.0, row["id"]))
-    columns = {name: [row.get(name) for row in ordered] for name in SCHEMA.names}
+    rows = ordered(rows)
+    columns = {name: [row.get(name) for row in rows] for name in SCHEMA.names}
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns, schema=SCHEMA), buffer, compression="zstd")
     files.write_bytes(files.join(out, TABLE), buffer.getvalue())
-    files.write_bytes(files.join(out, MARKDOWN), _page(ordered, run).encode())
-    sheet = contact_sheet(out, [row for row in ordered if row["outcome"] in ("done", "review")])
+    files.write_bytes(files.join(out, MARKDOWN), _page(rows, run).encode())
+    sheet = contact_sheet(out, [row for row in rows if row["outcome"] in ("done", "review")])
     if sheet is not None:
         files.write_bytes(files.join(out, SHEET), encode(sheet, "jpg"))
 
@@ -109,7 +126,8 @@ def means(rows: Sequence[Row]) -> dict[str, float | None]:
 def contact_sheet(out: files.Location, rows: Sequence[Row]) -> UInt8[np.ndarray, "H W 3"] | None:
     """Thumbnails of the worst and the best of finished subjects by PSNR; None when there are none."""
     ranked = sorted((row for row in rows if row.get("psnr") is not None), key=lambda row: (row["psnr"], row["id"]))
-    worst, best = ranked[:SHOWN], ranked[SHOWN:][-SHOWN:][::-1]
+    half = (len(ranked) + 1) // 2
+    worst, best = ranked[: min(SHOWN, half)], ranked[half:][-SHOWN:][::-1]
     with ThreadPoolExecutor(2 * SHOWN) as pool:
         pictures = list(pool.map(lambda row: _thumbnail(out, row), [*worst, *best]))
     strips = [
@@ -125,12 +143,12 @@ def _thumbnail(out: files.Location, row: Row) -> UInt8[np.ndarray, "H W 3"] | No
         data = files.read_bytes(files.join(out, row["avatar"], THUMBNAIL))
     except SpatialAvatarError:  # taken away since
         return None
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     return None if picture is None else np.ascontiguousarray(picture[..., ::-1])
 
 
 def _page(rows: Sequence[Row], run: Mapping[str, Any]) -> str:
-    counts = {outcome: sum(row["outcome"] == outcome for row in rows) for outcome in _ORDER}
+    counts = {outcome: sum(row["outcome"] == outcome for row in rows) for outcome in OUTCOMES}
     lines = ["# Fleet", "", ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count) or "nobody"]
     lines += ["", *(f"- {name}: {value}" for name, value in run.items()), ""]
     shown = {name: value for name, value in means(rows).items() if value is not None}
