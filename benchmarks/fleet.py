@@ -68,8 +68,8 @@ class StubWork:
     def memory(self) -> float:
         return 0.0
 
-    def progress(self) -> tuple[int, int]:
-        return 0, 0
+    def progress(self) -> float:
+        return 0.0
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

@@ -143,7 +143,9 @@ def refine(
     if fleet.done:
         say(f"{fleet.done} of {fleet.total} are finished already")
     ended = "finished"
-    if fleet.ledger.open:
+    if not fleet.ledger.open:
+        fleet.know_all()
+    if fleet.open:
         connect(address, usable_cpus())
         stop_on_term()
         from ray_jobs.refine_pool import Pool

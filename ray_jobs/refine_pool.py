@@ -28,6 +28,8 @@ from spatialavatar.fleet.status import Status
 SECONDS_BETWEEN_LOOKS = 0.5  # at the cluster, the source and the clock
 SECONDS_TO_A_VERDICT = 4.0  # a machine that goes away is missed by Ray some seconds after its workers
 SECONDS_TO_STOP = 20.0  # for checkpoints
+SECONDS_BETWEEN_QUESTIONS = 3.0  # to a worker, how far it is
+QUESTIONS_A_SECOND = 50.0  # to all of them
 SECONDS_BETWEEN_REQUESTS = 10.0  # to a cluster that grows
 MOST_REQUESTED = 1000  # workers
 AHEAD = 2  # batches that a worker has beside the one that it optimises: one being read, one being written
@@ -47,6 +49,8 @@ class _Worker:
     facts: Facts | None = None
     calls: dict[Any, _Call] = field(default_factory=dict)
     alone: bool = False  # with a suspect
+    asked: Any = None  # reference of its ``progress``
+    partly_done: float = 0.0  # of the batch that it optimises, in whole subjects
 
     @property
     def ready(self) -> bool:
@@ -96,7 +100,7 @@ class Pool:
         self._workers: list[_Worker] = []
         self._losses: list[_Loss] = []
         self._failed_starts = 0
-        self._looked = self._requested = -math.inf
+        self._looked = self._requested = self._asked_at = -math.inf
         self._counted = time.monotonic()
         self._asked = False  # the cluster, to grow
         self._told: set[str] = set()
@@ -106,12 +110,13 @@ class Pool:
         """Until every subject is settled. Raises SpatialAvatarError: no room for a worker, workers that cannot start,
         another run in the same output; KeyboardInterrupt after the workers had time for checkpoints."""
         try:
-            while self._run.ledger.open:
+            while self._run.open:
                 now = time.monotonic()
                 if now - self._looked >= SECONDS_BETWEEN_LOOKS:
                     self._looked = now
                     self._judge(now)
                     self._resize(now)
+                    self._ask(now)
                     self._look()
                 self._feed()
                 self._wait(SECONDS_BETWEEN_LOOKS)
@@ -130,7 +135,24 @@ class Pool:
         self._run.total_seconds += ready * (now - self._counted)
         self._counted = now
         self._run.workers, self._run.starting = ready, len(self._workers) - ready
+        self._run.partly_done = sum(worker.partly_done for worker in self._workers)
         self._observe(self._run.tick())
+
+    def _ask(self, now: float) -> None:
+        """The workers how far they are."""
+        asked = [worker for worker in self._workers if worker.asked is not None]
+        if asked:
+            answered, _ = ray.wait([worker.asked for worker in asked], num_returns=len(asked), timeout=0)
+            for worker in asked:
+                if worker.asked in answered:
+                    with contextlib.suppress(RayError):  # of a worker that ended, which its calls tell
+                        worker.partly_done = ray.get(worker.asked)
+                    worker.asked = None
+        if now - self._asked_at >= max(SECONDS_BETWEEN_QUESTIONS, len(self._workers) / QUESTIONS_A_SECOND):
+            self._asked_at = now
+            for worker in self._workers:
+                if worker.calls and worker.asked is None:
+                    worker.asked = worker.actor.progress.remote()
 
     def _resize(self, now: float) -> None:
         """As many workers as there is work and room for; ask a cluster that grows for more room."""
@@ -234,6 +256,7 @@ class Pool:
             self._sizes.out_of_memory(worker.facts.kind, report.optimised)
         elif report.step_seconds is not None:
             self._sizes.note(worker.facts.kind, report.optimised, report.step_seconds, report.memory)
+        worker.partly_done = 0.0
         self._run.optimising_seconds += report.optimising_seconds
 
     def _ended(self, worker: _Worker, error: RayError) -> None:

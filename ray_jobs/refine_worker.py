@@ -62,6 +62,10 @@ class Refiner:
     def refine(self, jobs: "Sequence[Job]") -> "BatchReport":
         return self._pipeline.refine(jobs)
 
+    def progress(self) -> float:
+        """Of the batch that is optimised, in whole subjects."""
+        return self._pipeline.progress()
+
     def stop(self) -> None:
         self._pipeline.stop()
 

@@ -10,6 +10,10 @@ from spatialavatar.errors import SpatialAvatarError
 WRITER = "writer.json"
 
 
+class TakenOver(SpatialAvatarError):
+    """Another run writes into the folder now."""
+
+
 class Writer:
     """One run's right to write, until another one takes it."""
 
@@ -23,10 +27,10 @@ class Writer:
         files.write_json(files.join(self._run, WRITER), content)
 
     def require(self) -> None:
-        """Raises SpatialAvatarError when another run has taken over."""
+        """Raises TakenOver."""
         found = files.read_json(files.join(self._run, WRITER))
         if not isinstance(found, dict) or found.get("id") != self._id:
             who = f"process {found.get('process')} on {found.get('host')}" if isinstance(found, dict) else "another one"
-            raise SpatialAvatarError(
+            raise TakenOver(
                 f"{self._run}: a {self._kind} that was started later writes here ({who}); this one ends"
             )

@@ -81,8 +81,8 @@ class Work(Protocol):
         """Share of the worker's memory that was in use at most."""
         ...
 
-    def progress(self) -> tuple[int, int]:
-        """Iterations done of the batch that is optimised, and of how many."""
+    def progress(self) -> float:
+        """How much of the batch that is optimised is done, in whole subjects."""
         ...
 
 
@@ -120,7 +120,8 @@ class Pipeline:
         outcomes = [settled[job.subject.id] for job in jobs]
         return BatchReport(outcomes, len(ready), seconds, step_seconds, self._work.memory())
 
-    def progress(self) -> tuple[int, int]:
+    def progress(self) -> float:
+        """Of the batch that is optimised, in whole subjects."""
         return self._work.progress()
 
     def stop(self) -> None:

@@ -38,7 +38,7 @@ from spatialavatar.fleet.records import (
 from spatialavatar.fleet.status import Rate, State, Status, now, write_status
 from spatialavatar.fleet.subjects import FleetSubject, Listing, read_subjects, source_version
 from spatialavatar.fleet.summary import Row, means, rows_of, write_summary
-from spatialavatar.writer import Writer
+from spatialavatar.writer import TakenOver, Writer
 
 SETTINGS = "fleet.json"
 FORMAT = "spatialavatar-fleet"
@@ -63,6 +63,7 @@ class FleetRun:
         self.ledger = Ledger(config.attempts)
         self.total_seconds = self.optimising_seconds = 0.0  # of all workers
         self.workers = self.starting = self.workers_lost = 0
+        self.partly_done = 0.0  # of the subjects that are out, in whole subjects
         self._out, self._selection = config.output, selection
         self._listing = listing
         self._wanted = _chosen(listing, selection.only)
@@ -77,7 +78,10 @@ class FleetRun:
         self._written = self._checked = self._began
         self._notes: list[str] = []
         self._lock = threading.Lock()
-        self._office = ThreadPoolExecutor(2, "office")  # writes and looks while the loop goes on
+        self._office = ThreadPoolExecutor(3, "office")  # reads, writes and looks while the loop goes on
+        self._desk = ThreadPoolExecutor(1, "desk")  # failures, in order
+        self._damaged: list[str] = []  # names of records that cannot be used
+        self._most_workers = 0
         self._writing: Future[None] | None = None
         self._looking: Future[Listing | None] | None = None
         self._failure_writes: list[Future[None]] = []
@@ -87,6 +91,16 @@ class FleetRun:
         self._finished = self._look_at_records()
         self._write(self._current("running"))  # whoever looks sees this run, not the one before
         self._reading = self._office.submit(self._read_known, sorted(self._finished))
+
+    @property
+    def open(self) -> bool:
+        """Whether anything is to be done, as far as is known yet."""
+        return self.ledger.open or not self._reading.done() or bool(self._damaged)
+
+    def know_all(self) -> None:
+        """Wait until all records of earlier runs are read."""
+        self._reading.result()
+        self._make_again()
 
     def case_names(self, cases: Sequence[Case]) -> list[Job]:
         return [Job(case.subject, self.recipe.name(case.subject), case.attempts) for case in cases]
@@ -111,7 +125,6 @@ class FleetRun:
             elif outcome.id in self._names:  # the list has named another clip for it since
                 self.ledger.add(next(subject for subject in self._wanted if subject.id == outcome.id))
             self._done_here += 1
-            self._rate.note(time.monotonic(), self._done_here)
         elif outcome.kind == "error":
             case = self.ledger.case(outcome.id)
             given_up = self.ledger.error(outcome.id, Failure("error", outcome.reason, worker, now()))
@@ -138,6 +151,8 @@ class FleetRun:
         """To be called about every second: follows the source, keeps the status. Raises SpatialAvatarError when
         another run has taken over."""
         time_now = time.monotonic()
+        self._rate.note(time_now, self._done_here + self.partly_done)
+        self._make_again()
         if self._looking is not None and self._looking.done():
             looking, self._looking = self._looking, None
             if not looking.exception() and (listing := looking.result()) is not None:
@@ -149,7 +164,7 @@ class FleetRun:
         if self._writing is not None and self._writing.done():
             error = self._writing.exception()
             self._writing = None
-            if isinstance(error, SpatialAvatarError) and "started later" in str(error):
+            if isinstance(error, TakenOver):
                 raise error
         if self._writing is None and time_now - self._written > SECONDS_BETWEEN_WRITES[files.is_local(self._out)]:
             self._written = time_now
@@ -158,9 +173,10 @@ class FleetRun:
 
     def finish(self, state: State, swept: bool) -> dict[str, Any]:
         """Write summary and last status; ``swept``: nobody writes any more, so what is superseded can go."""
-        for future in (self._writing, self._reading, *self._failure_writes):
-            if future is not None:
-                future.result()
+        for future in (self._writing, *self._failure_writes):
+            if future is not None and isinstance(error := future.exception(), SpatialAvatarError):
+                self._notes.append(str(error))
+        self._reading.result()
         if swept:
             self._sweep()
         rows = self._rows()
@@ -178,9 +194,8 @@ class FleetRun:
         write_summary(self._out, rows, run)
         self._write(status)
         self._office.shutdown()
+        self._desk.shutdown()
         return {"status": asdict(status), "means": found, "seconds": seconds, "new": self._done_here}
-
-    _most_workers = 0
 
     def _claim(self) -> None:
         files.claim_output_folder(self._out, SETTINGS)
@@ -227,12 +242,22 @@ class FleetRun:
         for name, record in read_records(self._out, names):
             if isinstance(record, SpatialAvatarError):
                 self._notes.append(str(record))
+                self._damaged.append(name)
                 continue
             verdict = review(self.config.gate, record["metrics"])
             if verdict != record["review"]:  # the gate is another than then
                 record = {**record, "review": verdict}
                 write_record(self._out, name, record)
             self._know(name, record)
+
+    def _make_again(self) -> None:
+        """Subjects whose record turned out to be of no use."""
+        while self._damaged:
+            name = self._damaged.pop()
+            self._finished.discard(name)
+            for subject in self._wanted:
+                if self._names[subject.id] == name and subject.id not in self.ledger:
+                    self.ledger.add(subject)
 
     def _know(self, name: str, record: Record) -> None:
         with self._lock:
@@ -245,7 +270,7 @@ class FleetRun:
 
     def _keep_failure(self, case: Case, given_up: bool) -> None:
         name = self.recipe.name(case.subject)
-        write = self._office.submit(write_failure, self._out, name, case.subject, list(case.failures), given_up)
+        write = self._desk.submit(write_failure, self._out, name, case.subject, list(case.failures), given_up)
         self._failure_writes.append(write)
 
     def _changed_listing(self, version: str) -> Listing | None:
@@ -277,7 +302,7 @@ class FleetRun:
         ledger = self.ledger
         failed = len(ledger.failed) + len(self._given_up) + len(self._listing.refused)
         per_hour = self._rate.per_hour()
-        todo = ledger.waiting + ledger.out
+        todo = ledger.waiting + ledger.out - self.partly_done
         with self._lock:
             to_review = self._to_review
             mean = self._psnr_sum / self._psnr_count if self._psnr_count else None

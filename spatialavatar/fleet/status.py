@@ -99,9 +99,9 @@ class Rate:
     """Subjects an hour, over the last minutes."""
 
     def __init__(self) -> None:
-        self._seen: deque[tuple[float, int]] = deque()  # when, and how many were done by then
+        self._seen: deque[tuple[float, float]] = deque()  # when, and how many were done by then
 
-    def note(self, time: float, done: int) -> None:
+    def note(self, time: float, done: float) -> None:
         """``done`` subjects were done in this run by ``time``, in seconds."""
         if len(self._seen) > 1 and time - self._seen[-2][0] < _BETWEEN_NOTES:
             self._seen.pop()

@@ -108,7 +108,7 @@ class RefineWork:
             self._generator = LoadedGenerator(made.to(self._device).eval(), facts, given.generator_file)
         else:
             self._template = template_start(self._head, self._config.refine.uv_resolution)
-        self._progress = (0, 0)
+        self._progress = 0.0
 
     def prepare(self, job: Job) -> Ready:
         clip = in_memory(open_subject(job.subject))
@@ -135,7 +135,7 @@ class RefineWork:
                 of_size = self._refined([batch[row].prepared for row in rows], stop, steps)
                 for row, outcome in zip(rows, of_size):
                     outcomes[row] = outcome
-            self._progress = (0, 0)
+            self._progress = 0.0
             measured = [
                 outcome if isinstance(outcome, Exception) else self._measured(outcome, ready.residual)
                 for ready, outcome in zip(batch, outcomes)
@@ -193,7 +193,7 @@ class RefineWork:
         installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / (installed * min(1.0, share))
 
-    def progress(self) -> tuple[int, int]:
+    def progress(self) -> float:
         return self._progress
 
     def _refined(
@@ -208,7 +208,7 @@ class RefineWork:
             if last is not None and len(progress) == len(batch):
                 steps.append((now - last) / len(batch))
             last = now
-            self._progress = (sum(p.iteration for p in progress), sum(p.iterations for p in progress))
+            self._progress = sum(p.iteration / max(p.iterations, 1) for p in progress)
             if stop():
                 raise StopRefinement
 

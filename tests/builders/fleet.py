@@ -16,13 +16,18 @@ from typing import Any
 import psutil
 
 from spatialavatar import files
+from spatialavatar.clip import FrameIndex, TrackedClip
 from spatialavatar.clip.header import HEADER_FILE
+from spatialavatar.clip.pictures import EncodedFrame
+from spatialavatar.clip.synthetic import synthesize_capture
+from spatialavatar.clip.writer import save_clip, write_synthetic
 from spatialavatar.config import load_config
 from spatialavatar.fleet.config import FleetConfig
 from spatialavatar.fleet.pipeline import Job, Pipeline
 from spatialavatar.fleet.records import Record
 from spatialavatar.fleet.subjects import FleetSubject, read_subjects
 from spatialavatar.fleet.work import RefineWork
+from spatialavatar.head import HeadModel
 from tests.builders.clips import tiny_clip
 from tests.builders.train_jobs import ROOT
 
@@ -203,3 +208,38 @@ def machines() -> Iterator[tuple[str, Callable[[str], None]]]:
     finally:
         inlet.close()
         process.wait(60)
+
+
+def pieces_of(clip: TrackedClip, folder: str, count: int, frames: int, test_last: int) -> list[str]:
+    """A clip cut into ``count`` clips of ``frames`` instants, from its beginning; their names."""
+    names = [f"piece{number}" for number in range(count)]
+    for number, name in enumerate(names):
+        first = number * (clip.instants // count)
+        rows = slice(first, first + frames)
+
+        def frame(instant: int, camera: int, first: int = first) -> EncodedFrame:
+            return clip.encoded(FrameIndex(first + instant, camera))
+
+        header = replace(
+            clip.header, identity=f"{clip.identity}-{number}", instants=frames, test_from=frames - test_last
+        )
+        part = replace(
+            clip,
+            header=header,
+            params=clip.params[rows],
+            world_to_camera=clip.world_to_camera[rows],
+            intrinsics=clip.intrinsics[rows],
+            face_box=None if clip.face_box is None else clip.face_box[rows],
+            landmarks=None if clip.landmarks is None else clip.landmarks[rows],
+            read_frame=lambda index, frame=frame: frame(*index),
+        )
+        save_clip(part, f"{folder}/{name}")
+    return names
+
+
+def synthetic_people(head: HeadModel, folder: str, count: int, frames: int, size: int, test_last: int) -> list[str]:
+    names = [f"person{number}" for number in range(count)]
+    for number, name in enumerate(names):
+        capture = synthesize_capture(head, identity=number, frames=frames, size=size)
+        write_synthetic(capture, head, f"{folder}/{name}", test_from=frames - test_last)
+    return names

@@ -1,6 +1,7 @@
 """Fleets on real clusters: the same avatars whatever happens to workers, machines, stores and the driver."""
 
 import json
+import os
 import random
 import signal
 import sys
@@ -10,19 +11,28 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from spatialavatar import files
+from spatialavatar.avatar import AvatarRenderer, read_avatar
+from spatialavatar.clip import open_clip
+from spatialavatar.clip.importers import import_clips
+from spatialavatar.evaluation.self_reenactment import evaluate
 from spatialavatar.fleet.config import FleetConfig
 from spatialavatar.fleet.records import AVATARS, FAILURES, RECORDS, UNFINISHED, Record, listed, read_records
 from spatialavatar.fleet.status import read_status
 from spatialavatar.fleet.subjects import FleetSubject
+from spatialavatar.head import write_head
+from spatialavatar.head.convert import convert_head
 from tests.builders.fleet import (
     KILLER,
     driver,
     kill_one,
     machines,
+    pieces_of,
     poison,
     settings,
+    synthetic_people,
     tiny_subjects,
     undisturbed,
     write_manifest,
@@ -173,6 +183,46 @@ def test_bad_input_is_one_line(
     assert command(monkeypatch, *(option.format(**places) for option in options)) == 2
     *_, line = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ") and message in line and "secret" not in line
+
+
+@pytest.mark.slow
+def test_real_pieces_and_synthetic_people(
+    ray_cluster: str, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A real clip cut into three subjects, and ten made-up people with the same head, all on S3. What a fleet says of
+    an avatar is what measuring it again says."""
+    root = os.environ.get("SPATIALAVATAR_TEST_DATA")
+    if not root:
+        pytest.skip("SPATIALAVATAR_TEST_DATA is not set: no test pack")
+    place = f"{s3_bucket}/ict.head.safetensors"
+    ict = write_head(place, *convert_head(str(Path(root, "data/ict_head.npz"))))
+    [speaker] = import_clips(Path(root, "data/clips/speaker"), tmp_path / "speaker", ict)
+    folder, out = f"{s3_bucket}/subjects", f"{s3_bucket}/out"
+    names = pieces_of(speaker, folder, 3, frames=10, test_last=3)
+    names += synthetic_people(ict, folder, 10, frames=8, size=96, test_last=2)
+    refine: dict[str, Any] = {"iterations": 60, "resolution": 96, "uv_resolution": 64, "checkpoint_every": 25}
+    refine |= {"anti_spike": {"scale_freeze_iterations": 5, "clamp_from": 5, "aspect_from": 5}}
+    config = write_config(tmp_path, settings(folder, out, place, refine=refine, gate={"max_tracking_residual": 0.003}))
+    assert command(monkeypatch, "--config", config) == 0
+    assert capfd.readouterr().out == f"{out}: 13 of 13 done, 13 new, 3 of them to review\n"
+    records = records_of(out)
+    assert records.keys() == set(names)
+    for id, record in records.items():
+        metrics = record["metrics"]
+        assert metrics["split"] == "test" and metrics["psnr"] > 18 and metrics["max_aspect_ratio"] <= 8 * (1 + 1e-6)
+        if id.startswith("piece"):  # the pack's README measured 2.63 pixels of 512 over all frames
+            assert 0.003 < metrics["tracking_residual"] < 0.008
+            assert record["review"] == [
+                f"tracking residual {metrics['tracking_residual']:.4g} of the image, at most 0.003 is delivered"
+            ]
+        else:
+            assert metrics["tracking_residual"] is None and record["review"] == []
+    for id in ("piece1", "person4"):
+        avatar, clip = read_avatar(f"{out}/{records[id]['avatar']}"), open_clip(f"{folder}/{id}")
+        again = evaluate(
+            AvatarRenderer(avatar, ict, "cpu"), clip, "test", resolution=96, background=torch.ones(3), lpips=None
+        )
+        assert again["psnr"] == pytest.approx(records[id]["metrics"]["psnr"], abs=1e-4)
 
 
 @pytest.mark.slow
