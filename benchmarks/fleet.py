@@ -6,7 +6,9 @@ The stub sleeps for 50 ms in the place of a refinement and writes a record; ever
 listing, ledger, pool of Ray actors, records on the local disk, status, summary. The ideal is the stub's time over the
 workers. Measured while all workers are up, between a tenth and nine tenths of the run; their start is told beside it.
 Then nine tenths of the records stay, and the run is started again: the seconds from the program's start until its first
-new subject is handed to a worker. Writes ``benchmarks/results/fleet-<date>.json``.
+new subject is handed to a worker. Last, a million subjects and 1,000 workers without a cluster: the driver's own
+bookkeeping, with outcomes that come at once, which tells what the loop can take and what memory it needs. Writes
+``benchmarks/results/fleet-<date>.json``.
 """
 
 import argparse
@@ -26,12 +28,13 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.record import command_line, record  # noqa: E402
 from spatialavatar.fleet.config import FleetConfig  # noqa: E402
-from spatialavatar.fleet.pipeline import Job  # noqa: E402
+from spatialavatar.fleet.pipeline import Job, Outcome  # noqa: E402
 from spatialavatar.fleet.records import RECORD_FORMAT, RECORDS, VERSION, Recipe, write_record  # noqa: E402
 from spatialavatar.fleet.run import FleetRun, Selection  # noqa: E402
 from spatialavatar.fleet.status import Status  # noqa: E402
 from spatialavatar.fleet.subjects import read_subjects  # noqa: E402
 
+SIMULATED_WORKERS = 1000
 RECIPE = Recipe("stub", "stub")
 
 
@@ -49,21 +52,24 @@ class StubWork:
         return list(batch), None
 
     def deliver(self, job: Job, result: Any) -> dict[str, Any]:
-        kept = {
+        kept = self.record(job)
+        write_record(self._out, job.name, kept)
+        return kept
+
+    def record(self, job: Job) -> dict[str, Any]:
+        return {
             "format": RECORD_FORMAT,
             "version": VERSION,
             "id": job.subject.id,
             "digest": RECIPE.digest(job.subject),
             "clip": job.subject.clip,
             "avatar": f"avatars/{job.subject.id}.0",
-            "metrics": {"psnr": 30.0},
+            "metrics": {"psnr": 30.0, "ssim": 0.9, "lpips": 0.1, "mse": 0.001, "max_aspect_ratio": 8.0},
             "review": [],
             "seconds": self._seconds,
             "attempts": job.attempts,
             "worker": "stub",
         }
-        write_record(self._out, job.name, kept)
-        return kept
 
     def memory(self) -> float:
         return 0.0
@@ -104,7 +110,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     def observe(status: Status) -> None:
         seen.append((time.perf_counter(), status.done, status.workers))
 
+    busy = time.process_time()
     Pool(fleet, StubWork, (config.output, options.seconds), observe).go()
+    busy = time.process_time() - busy
     ended = time.perf_counter()
     told = fleet.finish("finished", swept=True)
     finished = time.perf_counter()
@@ -124,8 +132,41 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "subjects_per_second": None if rate is None else round(rate, 2),
         "ideal_subjects_per_second": round(ideal, 2),
         "overhead": None if rate is None else round(1 - rate / ideal, 4),
+        "driver_cpu_milliseconds_for_a_subject": round(1000 * busy / todo, 2),
         "driver_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
     }
+
+
+def simulated(options: argparse.Namespace) -> dict[str, Any]:
+    """The driver's side alone: manifest, ledger, outcomes and summary of many subjects, 1,000 of them out at a time."""
+    config = FleetConfig(subjects=str(options.work / "subjects.jsonl"), output=str(options.work / "out"))
+    began = time.perf_counter()
+    fleet = FleetRun(config, RECIPE, read_subjects(config.subjects), Selection())
+    read = time.perf_counter()
+    stub = StubWork((config.output, 0.0), None, None)  # type: ignore[arg-type]
+    out = fleet.ledger.take(SIMULATED_WORKERS)
+    while out:
+        for job in fleet.case_names(out):
+            fleet.settle(Outcome(job.subject.id, "done", record=stub.record(job)), "stub")
+        fleet.tick()
+        out = fleet.ledger.take(SIMULATED_WORKERS)
+    settled = time.perf_counter()
+    told = fleet.finish("finished", swept=False)
+    return {
+        "subjects": told["status"]["done"],
+        "workers": SIMULATED_WORKERS,
+        "seconds_to_read_manifest": round(read - began, 2),
+        "microseconds_for_a_subject": round(1e6 * (settled - read) / told["status"]["done"], 1),
+        "seconds_for_summary": round(time.perf_counter() - settled, 2),
+        "driver_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
+    }
+
+
+def write_manifest(folder: Path, subjects: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    rows = (json.dumps({"id": f"s{n:07d}", "clip": f"clips/s{n:07d}"}) + "\n" for n in range(subjects))
+    (folder / "subjects.jsonl").write_text("".join(rows))
 
 
 def main() -> None:
@@ -136,34 +177,37 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=0.05, help="that the stub takes for a subject")
     parser.add_argument("--out", help="where to write the record")
-    parser.add_argument("--once", action="store_true", help="one run in this process, as JSON")
+    parser.add_argument("--simulate", type=int, default=1_000_000, help="subjects without a cluster; 0: none")
+    parser.add_argument("--once", choices=("run", "simulated"), help="one part in this process, as JSON")
     options = parser.parse_args()
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     if options.once:
-        print(json.dumps(run(options)))
+        print(json.dumps({"run": run, "simulated": simulated}[options.once](options)))
         return
-    shutil.rmtree(options.work, ignore_errors=True)
-    options.work.mkdir(parents=True)
-    rows = (json.dumps({"id": f"s{n:06d}", "clip": f"clips/s{n:06d}"}) + "\n" for n in range(options.subjects))
-    (options.work / "subjects.jsonl").write_text("".join(rows))
+    write_manifest(options.work, options.subjects)
 
-    def driver() -> dict[str, Any]:
-        command = [sys.executable, __file__, *sys.argv[1:], "--once"]
+    def driver(part: str) -> dict[str, Any]:
+        command = [sys.executable, __file__, *sys.argv[1:], "--once", part]
         done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
         told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         print("\n".join(f"  {name}: {value}" for name, value in told.items()), flush=True)
         return told
 
     print("whole run")
-    whole = driver()
+    whole = driver("run")
     kept = sorted((options.work / "out" / RECORDS).iterdir())
     for file in kept[:: max(1, len(kept) // (options.subjects // 10))]:
         file.unlink()
     print("nine tenths finished")
-    rest = driver()
+    rest = driver("run")
+    results: dict[str, Any] = {"whole": whole, "resumed": rest}
+    if options.simulate:
+        print("simulated")
+        write_manifest(options.work, options.simulate)
+        results["simulated"] = driver("simulated")
     shutil.rmtree(options.work)
     settings = {"workers": options.workers, "batch": options.batch, "seconds_of_a_subject": options.seconds}
-    print(record("fleet", command_line(), {"settings": settings, "whole": whole, "resumed": rest}, options.out))
+    print(record("fleet", command_line(), {"settings": settings, **results}, options.out))
 
 
 if __name__ == "__main__":
