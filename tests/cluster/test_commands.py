@@ -12,9 +12,9 @@ def test_is_taken(name: str, words: list[str]) -> None:
     check(words)
 
 
-def test_all_four_jobs_are_shown() -> None:
+def test_all_five_jobs_are_shown() -> None:
     readme = {words[2] for name, words in SHOWN if name == "README.md"}
-    assert readme == {f"ray_jobs.{job}" for job in ("ingest", "train", "tune", "evaluate")}
+    assert readme == {f"ray_jobs.{job}" for job in ("ingest", "train", "tune", "evaluate", "refine")}
 
 
 def test_joins_lines_and_stops_at_comments() -> None:
