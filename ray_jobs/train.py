@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ray_jobs.resources import Places
     from ray_jobs.train_worker import Outcome
     from spatialavatar.training.config import TrainConfig
-    from spatialavatar.training.loop import Progress
+    from spatialavatar.training.progress import Progress
 
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_TO_STOP = 60.0  # for workers that do a step to hear that they shall stop

@@ -1,4 +1,7 @@
-"""What the driver of a training and its first worker tell each other: progress and messages, and the wish to stop."""
+"""What the driver of a training and its first worker tell each other: progress and messages, and the wish to stop.
+
+The board is a process of its own: what it imports, torch and the like, a training would wait for.
+"""
 
 import logging
 import time
@@ -7,7 +10,7 @@ from typing import Any
 
 import ray
 
-from spatialavatar.training.loop import Progress, StopTraining
+from spatialavatar.training.progress import Progress, StopTraining
 
 SECONDS_BETWEEN_UPDATES = 0.5
 LINE = 300  # characters of an exception that a person can use

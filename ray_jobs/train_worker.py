@@ -12,7 +12,7 @@ from ray_jobs.train_status import Reporter
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.training.config import TrainConfig
 from spatialavatar.training.group import Distributed, unanimous
-from spatialavatar.training.loop import Progress, StopTraining
+from spatialavatar.training.progress import Progress, StopTraining
 from spatialavatar.training.run import train
 
 

@@ -17,10 +17,10 @@ import typer
 from ray_jobs.command import output_folder, run, stop_on_term
 
 if TYPE_CHECKING:
+    from ray_jobs.tune_board import Ended, SweepStatus
     from ray_jobs.tune_config import TrialPlan, TuneConfig
     from ray_jobs.tune_places import Room
-    from ray_jobs.tune_result import Ended
-    from ray_jobs.tune_trial import Job, SweepStatus
+    from ray_jobs.tune_trial import Job
     from spatialavatar.cli.console import Update
 
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -174,8 +174,8 @@ def _described(plans: "Sequence[TrialPlan]", todo: "Sequence[TrialPlan]", room: 
 
 def _run(sweep: "TuneConfig", job: "Job", at_a_time: int, before: "Mapping[str, Ended]") -> "dict[str, Ended]":
     """How the trials without an end came to one, beside one line of progress."""
+    from ray_jobs.tune_board import sweep_board
     from ray_jobs.tune_search import crashed, tuner
-    from ray_jobs.tune_trial import sweep_board
     from spatialavatar.cli.console import progress
 
     board = sweep_board()

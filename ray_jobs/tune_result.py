@@ -10,11 +10,11 @@ OUT/table.md, table.csv, sweep.png   what came of it
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
+from ray_jobs.tune_board import Ended
 from ray_jobs.tune_config import TrialPlan, TuneConfig, short_names, varied_keys
 from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError, StoreError
@@ -27,20 +27,6 @@ EVALUATION = "evaluation.json"  # of a trial
 MARKDOWN, CSV, PLOT = "table.md", "table.csv", "sweep.png"
 PARTS = (TRIALS, ENDED, TUNE, MARKDOWN, CSV, PLOT, SWEEP)
 COMPARED = ("search", "asha", "evaluate")  # what else makes a sweep, beside its trials
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a trial ended."""
-
-    evaluation: dict[str, Any] | None = None  # its summary: overall, by_k, reasons, and failed: a number of clips
-    stopped: int | None = None  # after this step, because others were better
-    held_out_psnr: float | None = None  # dB, there
-    failed: str | None = None  # for this reason; tried again when the sweep goes on
-
-    @property
-    def final(self) -> bool:
-        return self.failed is None
 
 
 def require_own(out: str, sweep: TuneConfig, trials: Sequence[TrialPlan], force: bool) -> None:

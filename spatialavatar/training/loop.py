@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from spatialavatar.training.config import TrainConfig
 from spatialavatar.training.group import Elsewhere, Group
 from spatialavatar.training.performance import Meter
 from spatialavatar.training.pool import ClipPool
+from spatialavatar.training.progress import Progress, StopTraining
 from spatialavatar.training.sheet import mean_psnr, sample_sheet
 from spatialavatar.training.step import Objective, render
 from spatialavatar.training.trainer import NotFinite, Trainer
@@ -40,21 +41,6 @@ SECONDS_BETWEEN_WRITES = 1.0  # of the log, at least
 SECONDS_BETWEEN_UPLOADS = 30.0  # the same on a store, where a file is written whole
 
 logger = logging.getLogger(__name__)
-
-
-class StopTraining(Exception):
-    """Raise this from an observer to stop after the current step, with a checkpoint to resume from."""
-
-
-@dataclass
-class Progress:
-    """Where a run stands; handed to the observer of every process after every step."""
-
-    step: int
-    steps: int
-    seconds: float
-    latest: dict[str, Any] = field(default_factory=dict)  # the last line of the log
-    saved: str | None = None  # the newest checkpoint, known to the first process
 
 
 @dataclass(frozen=True)
