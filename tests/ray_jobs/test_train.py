@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 pytest.importorskip("ray", reason="ray is not installed")
 pytest.importorskip("deepspeed", reason="deepspeed is not installed")
-STEPS = 30
+STEPS, EVERY_STEPS = 20, 4  # all, and from checkpoint to checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(folder: Path, **changes: Any) -> TrainConfig:
-    values = {"batch_size": 4, "steps": STEPS, "log_every": 1, "checkpoint_every": 5, "keep_checkpoints": 3}
+    values = {"batch_size": 4, "steps": STEPS, "log_every": 1, "checkpoint_every": EVERY_STEPS}
+    values |= {"keep_checkpoints": 3, "data": {"workers": 1}}
     return training_in(folder, **{**values, **changes})
 
 
@@ -60,11 +61,19 @@ def undisturbed(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_workers_are_killed(ray_cluster: str, s3_bucket: str, config: Path, undisturbed: str, count: int) -> None:
-    """One, and of two later both, with all on S3; the run ends as one in one process without Ray does."""
+def test_workers_are_killed(
+    ray_cluster: str, faulty_store: "FaultyStore", s3_bucket: str, config: Path, undisturbed: str, count: int
+) -> None:
+    """One, and of two later both, with all on S3; the run ends as one in one process without Ray does.
+
+    In between the store refuses the checkpoint at step 8 for good: the one before stays, and the training goes on.
+    """
     out = f"{s3_bucket}/run"
-    with job(config, out, ray_cluster, "--workers", str(count), "--set", "distributed.zero_stage=2") as process:
-        for killed, step in [(1, 5), (2, 15)][:count]:
+    options = ["--workers", str(count), "--set", "distributed.zero_stage=2", "--set", "keep_checkpoints=100"]
+    if count == 2:
+        faulty_store.inject(Fault("answer", EVERY, method="PUT", path="step-00000008/", status=403))
+    with job(config, out, ray_cluster, *options) as process:
+        for killed, step in [(1, 4), (2, 12)][:count]:
             wait_for(lambda step=step: checkpoint_of(out, step), process)
             workers = training_workers(ray_cluster)
             assert len(workers) == count
@@ -80,6 +89,11 @@ def test_workers_are_killed(ray_cluster: str, s3_bucket: str, config: Path, undi
     assert files.list_folder(f"{out}/tensorboard")
     performance = curve(out)[STEPS]["performance"]
     assert performance.keys() >= {"step_seconds", "data_seconds", "samples_per_second", "memory_gib"}  # type: ignore
+    steps = {int(folder[-8:]) for folder in complete_checkpoints(out)}
+    assert {4, 12, STEPS} <= steps and (8 in steps) == (count == 1)
+    if count == 2:
+        assert "no checkpoint at step 8" in printed and "going on, the newest one is" in printed
+        assert "step-00000004" in printed.split("no checkpoint at step 8", 1)[1].splitlines()[0]
 
 
 BAD_INPUT = {
@@ -127,44 +141,38 @@ def test_another_head_and_architecture_are_refused(folder: Path, undisturbed: st
 
 
 @pytest.mark.slow
-def test_driver_killed_and_submitted_again_with_other_numbers_of_workers(
-    ray_cluster: str, folder: Path, config: Path, undisturbed: str
+def test_driver_killed_then_stopped_and_submitted_again_with_other_numbers_of_workers(
+    ray_cluster: str, folder: Path
 ) -> None:
-    """Two workers; then one, which finds the newest checkpoint truncated; then four with ZeRO 1."""
-    out = str(folder / "driver-killed")
-    for workers, until in (("2", 10), ("1", 20)):
-        with job(config, out, ray_cluster, "--workers", workers) as process:
-            wait_for(lambda until=until: checkpoint_of(out, until), process)
-            process.kill()
-            _, printed = ended(process)
-        for worker in training_workers(ray_cluster):  # Ray ends them, some seconds later
-            worker.wait(60)
-        if workers == "2":
-            *_, before, newest = complete_checkpoints(out)
-            file = Path(newest, "optimizer.safetensors")
-            os.truncate(file, file.stat().st_size // 2)
-    assert "passed over" in printed and f"going on from {before}" in printed
-    # a Ray of its own: four workers, and a CPU for each one's batches, do not fit into the tests' cluster
-    with job(config, out, None, "--workers", "4", "--set", "distributed.zero_stage=1") as process:
-        code, printed = ended(process)
-    assert code == 0, printed
-    assert_same_curve(out, undisturbed)
+    """Two workers; then one, which finds the newest checkpoint truncated; then two with ZeRO 1 in a Ray of their own.
 
-
-@pytest.mark.slow
-def test_stopped_with_a_checkpoint(ray_cluster: str, folder: Path) -> None:
-    """Long enough that it is stopped in the middle, whatever the machine's speed."""
-    long = settings(folder, steps=60, checkpoint_every=1000)
+    The second, which draws a sheet after every step, is slow enough to be stopped in the middle.
+    """
+    long = settings(folder, steps=30)
     train(long, folder / "long")
-    config, out = write_config(folder / "long.yaml", long), str(folder / "stopped")
-    with job(config, out, ray_cluster) as process:
-        wait_for(lambda: Path(out, "train.jsonl").exists(), process)
+    config, out = write_config(folder / "long.yaml", long), str(folder / "disturbed")
+    with job(config, out, ray_cluster, "--workers", "2") as process:
+        wait_for(lambda: checkpoint_of(out, 2 * EVERY_STEPS), process)
+        process.kill()
+        ended(process)
+    for worker in training_workers(ray_cluster):  # Ray ends them, some seconds later
+        worker.wait(60)
+    *_, before, newest = complete_checkpoints(out)
+    file = Path(newest, "optimizer.safetensors")
+    os.truncate(file, file.stat().st_size // 2)
+
+    told = Path(out, "train.jsonl").stat()
+    slow = ("--set", "checkpoint_every=1000", "--set", "sheet_every=1")
+    with job(config, out, ray_cluster, "--workers", "1", *slow) as process:
+        wait_for(lambda: Path(out, "train.jsonl").stat().st_mtime_ns != told.st_mtime_ns, process)
         process.send_signal(signal.SIGTERM)
         code, printed = ended(process)
     assert code == 130 and "with a checkpoint; the same command goes on" in printed, printed
-    (saved,) = complete_checkpoints(out)
-    assert 0 < int(saved[-8:]) < 60
-    with job(config, out, ray_cluster) as process:
+    assert "passed over" in printed and f"going on from {before}" in printed
+    saved = complete_checkpoints(out)[-1]
+    assert int(before[-8:]) < int(saved[-8:]) < 30
+
+    with job(config, out, None, "--workers", "2", "--set", "distributed.zero_stage=1") as process:
         code, printed = ended(process)
     assert code == 0, printed
     assert_same_curve(out, str(folder / "long"))
@@ -189,23 +197,6 @@ def test_stopped_before_it_starts(ray_cluster: str, folder: Path, config: Path) 
     finally:
         ray.util.remove_placement_group(held)
     assert code == 130 and "interrupted; run the same command again to go on" in printed, printed
-
-
-@pytest.mark.slow
-def test_a_store_that_fails_during_a_checkpoint(
-    ray_cluster: str, faulty_store: "FaultyStore", s3_bucket: str, config: Path, undisturbed: str
-) -> None:
-    """The one at step 10 is refused for good: the one before stays, and the training goes on."""
-    out = f"{s3_bucket}/refused"
-    faulty_store.inject(Fault("answer", EVERY, method="PUT", path="step-00000010/", status=403))
-    with job(config, out, ray_cluster, "--workers", "2", "--set", "keep_checkpoints=100") as process:
-        code, printed = ended(process)
-    assert code == 0, printed
-    assert "no checkpoint at step 10" in printed and "going on, the newest one is" in printed
-    assert "step-00000005" in printed.split("no checkpoint at step 10", 1)[1].splitlines()[0]
-    steps = [int(folder[-8:]) for folder in complete_checkpoints(out)]
-    assert 10 not in steps and {5, 15, STEPS} <= set(steps)
-    assert_same_curve(out, undisturbed)
 
 
 @pytest.mark.slow
@@ -240,7 +231,7 @@ NODES = """
 def test_a_machine_that_goes_away(ray_cluster: str, folder: Path, config: Path, undisturbed: str) -> None:
     """Each had one worker; both start again on the one that stays, with fewer CPUs each."""
     out = str(folder / "machine")
-    environment = {**os.environ, "RAY_ADDRESS": ""}
+    environment = {**os.environ, "RAY_ADDRESS": "", "RAY_health_check_period_ms": "1000"}  # five until it is missed
     nodes = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(NODES)],
         cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -249,7 +240,7 @@ def test_a_machine_that_goes_away(ray_cluster: str, folder: Path, config: Path, 
     try:
         address = nodes.stdout.readline().strip()
         with job(config, out, address, "--workers", "2") as process:
-            wait_for(lambda: checkpoint_of(out, 5), process)
+            wait_for(lambda: checkpoint_of(out, EVERY_STEPS), process)
             raylet, _ = {worker.ppid() for worker in training_workers(address)}
             nodes.stdin.write(f"{raylet}\n")
             nodes.stdin.flush()
