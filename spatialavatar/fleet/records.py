@@ -25,7 +25,7 @@ _DIGEST = 12  # hexadecimal digits
 _SUFFIX = ".json"
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("id", "digest", "clip", "avatar", "worker"), str),
-    **{"metrics": dict, "review": list, "seconds": (int, float), "attempts": int},
+    **{"metrics": dict, "review": list, "seconds": (int, float), "attempts": int, "iterations": int},
 }
 
 Record = dict[str, Any]
@@ -81,10 +81,12 @@ def read_record(out: files.Location, name: str) -> Record:
 
 
 def _fits_a_table(record: Record) -> bool:
-    """Metrics are numbers, all but the name of the split; reasons and the time are text."""
+    """Metrics are finite numbers, all but the name of the split; reasons and the time are text."""
     numbers = [content for key, content in record["metrics"].items() if key != "split" and content is not None]
     texts = [*record["review"], record.get("finished", ""), record["metrics"].get("split") or ""]
-    return all(isinstance(n, (int, float)) for n in numbers) and all(isinstance(text, str) for text in texts)
+    finite = all(isinstance(n, (int, float)) and abs(n) < 1e300 for n in numbers)
+    whole = isinstance(record["metrics"].get("frames", 0), (int, type(None)))
+    return finite and whole and all(isinstance(text, str) for text in texts)
 
 
 def read_records(out: files.Location, names: Iterable[str]) -> Iterator[tuple[str, Record | SpatialAvatarError]]:

@@ -38,6 +38,7 @@ from spatialavatar.fleet.records import (
 from spatialavatar.fleet.status import Rate, State, Status, now, write_status
 from spatialavatar.fleet.subjects import FleetSubject, Listing, read_subjects, source_version
 from spatialavatar.fleet.summary import Row, means, rows_of, write_summary
+from spatialavatar.refine.config import HARMLESS
 from spatialavatar.writer import TakenOver, Writer
 
 SETTINGS = "fleet.json"
@@ -81,6 +82,7 @@ class FleetRun:
         self._office = ThreadPoolExecutor(3, "office")  # reads, writes and looks while the loop goes on
         self._desk = ThreadPoolExecutor(1, "desk")  # failures, in order
         self._damaged: list[str] = []  # names of records that cannot be used
+        self._changed: set[str] = set()  # ids that were out when the list changed what it says of them
         self._most_workers = 0
         self._writing: Future[None] | None = None
         self._looking: Future[Listing | None] | None = None
@@ -122,8 +124,6 @@ class FleetRun:
             if self._names.get(outcome.id) == name:
                 self._finished.add(name)
                 self._know(name, outcome.record)
-            elif outcome.id in self._names:  # the list has named another clip for it since
-                self.ledger.add(next(subject for subject in self._wanted if subject.id == outcome.id))
             self._done_here += 1
         elif outcome.kind == "error":
             case = self.ledger.case(outcome.id)
@@ -133,6 +133,7 @@ class FleetRun:
             self.ledger.store_failed(outcome.id)
         else:  # memory, stopped
             self.ledger.returned(outcome.id)
+        self._catch_up([outcome.id])
 
     def crashed(self, ids: Sequence[str], alone: bool, reason: str, worker: str) -> None:
         """The process ended that had these subjects."""
@@ -141,11 +142,13 @@ class FleetRun:
             given_up = self.ledger.crashed(id, alone, Failure("crash", reason, worker, now()))
             if alone:
                 self._keep_failure(case, given_up)
+        self._catch_up(ids)
 
     def lost(self, ids: Sequence[str]) -> None:
         """The machine went away that had these subjects."""
         for id in ids:
             self.ledger.returned(id)
+        self._catch_up(ids)
 
     def tick(self) -> Status:
         """To be called about every second: follows the source, keeps the status. Raises SpatialAvatarError when
@@ -172,7 +175,10 @@ class FleetRun:
         return status
 
     def finish(self, state: State, swept: bool) -> dict[str, Any]:
-        """Write summary and last status; ``swept``: nobody writes any more, so what is superseded can go."""
+        """Write summary and last status; ``swept``: nobody writes any more, so what is superseded can go.
+
+        Raises TakenOver, with nothing written, when another run has taken over."""
+        self._writer.require()
         for future in (self._writing, *self._failure_writes):
             if future is not None and isinstance(error := future.exception(), SpatialAvatarError):
                 self._notes.append(str(error))
@@ -250,6 +256,10 @@ class FleetRun:
                 write_record(self._out, name, record)
             self._know(name, record)
 
+    def _read_on(self, before: Future[None], names: Sequence[str]) -> None:
+        before.result()
+        self._read_known(names)
+
     def _make_again(self) -> None:
         """Subjects whose record turned out to be of no use."""
         while self._damaged:
@@ -258,6 +268,15 @@ class FleetRun:
             for subject in self._wanted:
                 if self._names[subject.id] == name and subject.id not in self.ledger:
                     self.ledger.add(subject)
+
+    def _catch_up(self, ids: Sequence[str]) -> None:
+        """Of those that came back: for whom the list has named another clip since, or nothing."""
+        for id in self._changed.intersection(ids):
+            self._changed.remove(id)
+            self.ledger.drop([id])
+            subject = next((subject for subject in self._wanted if subject.id == id), None)
+            if subject is not None and self._names[id] not in self._finished:
+                self.ledger.add(subject)
 
     def _know(self, name: str, record: Record) -> None:
         with self._lock:
@@ -287,11 +306,22 @@ class FleetRun:
         gone = [id for id, subject in before.items() if id not in ids]
         gone += [s.id for s in wanted if s.id in before and s != before[s.id]]  # another clip under the same ID
         self.ledger.drop(gone)
+        self._changed.update(id for id in gone if id in self.ledger)
+        for id in gone:
+            self._given_up.pop(id, None)
         self._wanted = wanted
         self._names = {subject.id: self.recipe.name(subject) for subject in wanted}
         current = set(self._names.values())
         there = listed(self._out, RECORDS) & current
+        unread = there - self._finished
         self._finished = (self._finished | there) & current
+        self._reading = self._office.submit(self._read_on, self._reading, sorted(unread))
+        with self._lock:
+            kept = {name: record for name, record in self._records.items() if name in current}
+            self._records = {}
+            self._psnr_sum, self._psnr_count, self._to_review = 0.0, 0, 0
+        for name, record in kept.items():
+            self._know(name, record)
         for subject in wanted:
             known = self._names[subject.id] in self._finished or before.get(subject.id) == subject
             if not known and subject.id not in self.ledger:
@@ -302,7 +332,7 @@ class FleetRun:
         ledger = self.ledger
         failed = len(ledger.failed) + len(self._given_up) + len(self._listing.refused)
         per_hour = self._rate.per_hour()
-        todo = ledger.waiting + ledger.out - self.partly_done
+        todo = max(0.0, ledger.waiting + ledger.out - self.partly_done)  # the two are not of one moment
         with self._lock:
             to_review = self._to_review
             mean = self._psnr_sum / self._psnr_count if self._psnr_count else None
@@ -337,6 +367,14 @@ class FleetRun:
         finished = {id_in(name): record for name, record in self._records.items() if name in self._finished}
         others = {id: ("left", case) for id, case in self.ledger.left.items()}
         others |= {id: ("failed", case) for id, case in (self._given_up | self.ledger.failed).items()}
+        passed_over = {self.recipe.name(s): s for s in self._listing.subjects if s.id not in self._names}  # by 'only'
+        if passed_over:
+            there = listed(self._out, RECORDS) & passed_over.keys()
+            read = read_records(self._out, there)
+            finished |= {id_in(name): record for name, record in read if not isinstance(record, SpatialAvatarError)}
+            tried = read_failures(self._out, (listed(self._out, FAILURES) & passed_over.keys()) - there)
+            given_up = {name: tries for name, (tries, given_up) in tried.items() if given_up}
+            others |= {id_in(name): ("failed", Case(passed_over[name], tries)) for name, tries in given_up.items()}
         return rows_of(self._listing, finished, others)
 
     def _sweep(self) -> None:
@@ -355,7 +393,8 @@ class FleetRun:
         unfinished = files.list_folder(files.join(self._out, UNFINISHED))
         remove(self._out, UNFINISHED, [name for name in unfinished if id_in(name) in current])
         with self._lock:
-            places = {id_in(name): record["avatar"].rpartition("/")[2] for name, record in self._records.items()}
+            known = {id_in(name): record for name, record in self._records.items() if name in self._finished}
+        places = {id: record["avatar"].rpartition("/")[2] for id, record in known.items()}
         avatars = files.list_folder(files.join(self._out, AVATARS))
         remove(
             self._out,
@@ -385,9 +424,10 @@ def _difference(before: Any, value: dict[str, Any]) -> str:
     if not isinstance(before, dict) or not isinstance(before.get("config"), dict):
         return f"no readable {SETTINGS}"
     old, new = _flat(before["config"]), _flat(value["config"])
-    ignored = ("gate.", "attempts.", "workers.", "subjects", "output", "allow", "head", "evaluation.lpips_weights")
+    ignored = ["gate.", "attempts.", "workers.", "subjects", "output", "allow", "head", "evaluation.lpips_weights"]
     names = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    named = [f"{key}: {old.get(key)} then, {new.get(key)} now" for key in names if not key.startswith(ignored)]
+    ignored += [f"refine.{key}" for key in HARMLESS]
+    named = [f"{key}: {old.get(key)} then, {new.get(key)} now" for key in names if not key.startswith(tuple(ignored))]
     return "; ".join(named[:3]) or "another head, generator, LPIPS weights or version of this program"
 
 
