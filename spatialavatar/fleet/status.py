@@ -110,8 +110,8 @@ class Rate:
             self._seen.popleft()
 
     def per_hour(self) -> float | None:
-        """None before anything is done."""
-        if len(self._seen) < 2 or self._seen[-1][1] == self._seen[0][1]:
+        """None before anything is done, and when more was lost."""
+        if len(self._seen) < 2 or self._seen[-1][1] <= self._seen[0][1]:
             return None
         (then, before), (now, done) = self._seen[0], self._seen[-1]
         return 3600 * (done - before) / max(now - then, 1e-9)
