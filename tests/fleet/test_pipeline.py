@@ -65,8 +65,8 @@ class Fake:
     def memory(self) -> float:
         return 0.5
 
-    def progress(self) -> tuple[int, int]:
-        return 3, 10
+    def progress(self) -> float:
+        return 1.5
 
 
 def wait(event: threading.Event) -> None:
@@ -106,7 +106,7 @@ def test_each_stage_has_one_thread_which_is_made_ready_first() -> None:
     assert all(len(threads) == 1 for threads in work.threads.values())
     assert len(set.union(*work.threads.values())) == 3
     assert sorted(entered) == sorted(set.union(*work.threads.values()))
-    assert pipeline.progress() == (3, 10)
+    assert pipeline.progress() == 1.5
 
 
 def test_stages_overlap(batches: Callable[..., Any]) -> None:
