@@ -240,6 +240,6 @@ def pieces_of(clip: TrackedClip, folder: str, count: int, frames: int, test_last
 def synthetic_people(head: HeadModel, folder: str, count: int, frames: int, size: int, test_last: int) -> list[str]:
     names = [f"person{number}" for number in range(count)]
     for number, name in enumerate(names):
-        capture = synthesize_capture(head, identity=number, frames=frames, size=size)
+        capture = synthesize_capture(head, identity=number, motion=number, frames=frames, size=size)
         write_synthetic(capture, head, f"{folder}/{name}", test_from=frames - test_last)
     return names
