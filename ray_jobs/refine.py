@@ -3,6 +3,7 @@
 The library refines (spatialavatar/fleet); this puts it on a Ray cluster (refine_pool.py, refine_worker.py).
 """
 
+import contextlib
 import os
 
 # before torch starts its thread pool, which fights over the cores otherwise
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from spatialavatar.fleet.config import FleetConfig
-    from spatialavatar.fleet.status import Status
+    from spatialavatar.fleet.status import State, Status
     from spatialavatar.fleet.subjects import Listing
     from spatialavatar.fleet.work import Given, RefineWork
     from spatialavatar.head.reference import FoundHead
@@ -107,8 +108,8 @@ def refine(
     from spatialavatar.cli.console import progress, say
     from spatialavatar.config import load_config
     from spatialavatar.errors import SpatialAvatarError
-    from spatialavatar.fleet.config import FleetConfig
-    from spatialavatar.fleet.run import FleetRun, Selection
+    from spatialavatar.fleet.config import FleetConfig, holds_credentials
+    from spatialavatar.fleet.run import FleetRun, Selection, chosen
     from spatialavatar.fleet.status import line
     from spatialavatar.fleet.subjects import read_subjects
 
@@ -125,6 +126,8 @@ def refine(
         raise SpatialAvatarError("--subjects URL and --output URL are needed, or both in --config")
     places: dict[str, Any] = {"output": output_folder(settings.output, "", "--output")}
     places["allow"] = [files.absolute(folder) for folder in [*settings.allow, *(allow or [])]]
+    if any(holds_credentials(folder) for folder in allow or []):
+        raise SpatialAvatarError("--allow: holds a user or password; credentials come from the environment")
     for name in ("subjects", "head", "checkpoint"):
         place = getattr(settings, name)
         places[name] = place if place is None else files.absolute(place)
@@ -136,41 +139,44 @@ def refine(
         say(f"passed over: {refused.id}: {refused.reason}")
     if len(listing.refused) > 3:
         say(f"and {len(listing.refused) - 3} more, which the summary lists")
+    selection = Selection(tuple(only or ()), retry_failed, not resume)
+    chosen(listing, selection.only)
     if settings.encoder_weights is not None and settings.checkpoint is None:
         raise SpatialAvatarError("--encoder-weights is for --checkpoint")
     work = instruments(settings, listing)
-    fleet = FleetRun(work.config, work.recipe, listing, Selection(tuple(only or ()), retry_failed, not resume))
+    fleet = FleetRun(work.config, work.recipe, listing, selection)
     if fleet.done:
         say(f"{fleet.done} of {fleet.total} are finished already")
-    ended = "finished"
+    state: State = "finished"
     if not fleet.ledger.open:
         fleet.know_all()
     if fleet.open:
-        connect(address, usable_cpus())
-        stop_on_term()
-        from ray_jobs.refine_pool import Pool
-
         gauges = _Gauges(settings.output)
-        with progress("refining", fleet.total) as update:
+        try:
+            connect(address, usable_cpus())
+            stop_on_term()
+            from ray_jobs.refine_pool import Pool
 
-            def observe(status: "Status") -> None:
-                update(status.done, line(status), status.total)
-                gauges.set(status)
+            with progress("refining", fleet.total) as update:
 
-            try:
+                def observe(status: "Status") -> None:
+                    update(status.done, line(status), status.total)
+                    gauges.set(status)
+
                 Pool(fleet, make_work, work, observe, say).go()
-            except KeyboardInterrupt:
-                ended = "stopped"
-            except Exception:
+        except KeyboardInterrupt:
+            state = "stopped"
+        except Exception:
+            with contextlib.suppress(SpatialAvatarError):  # the reason is the error that there is
                 fleet.finish("failed", swept=False)
-                raise
-    told = fleet.finish("stopped" if ended == "stopped" else "finished", swept=ended == "finished")
+            raise
+    told = fleet.finish(state, swept=state == "finished")
     status = told["status"]
     review = f", {status['review']} of them to review" if status["review"] else ""
     typer.echo(f"{settings.output}: {status['done']} of {status['total']} done, {told['new']} new{review}")
     if status["failed"]:
-        typer.echo(f"{status['failed']} given up, with reasons in {settings.output}/summary.md")
-    if ended == "stopped":
+        typer.echo(f"{status['failed']} given up or refused, with reasons in {settings.output}/summary.md")
+    if state == "stopped":
         raise KeyboardInterrupt
     if status["left"]:
         raise SpatialAvatarError(
@@ -228,11 +234,11 @@ def _head(settings: "FleetConfig", listing: "Listing") -> "FoundHead":
     problem: Exception | None = None
     for subject in listing.subjects[:CLIPS_ASKED]:
         try:
-            reference = clip_head(subject)
+            reference, folder = clip_head(subject)
         except SpatialAvatarError as e:
             problem = problem or e
             continue
-        return locate_head(reference, subject.clip, [subject.clip.rpartition("#")[0] or subject.clip])
+        return locate_head(reference, subject.clip, [folder])
     raise SpatialAvatarError(f"no head can be found, for no clip can be read ({problem}); name it with --head")
 
 

@@ -85,6 +85,8 @@ class Pool:
         gpus = wanted.gpus
         if gpus is None:
             gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+            if not gpus and len(ray.nodes()) > 1:
+                tell("no GPU in the cluster now: it is refined on CPUs; --set workers.gpus=1 waits for GPUs")
         self._needs = {"CPU": wanted.cpus} | ({"GPU": gpus} if gpus else {})
         self._most = wanted.most
         self._sizes = BatchSizes(wanted.batch, wanted.largest_batch)

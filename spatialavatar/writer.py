@@ -31,6 +31,4 @@ class Writer:
         found = files.read_json(files.join(self._run, WRITER))
         if not isinstance(found, dict) or found.get("id") != self._id:
             who = f"process {found.get('process')} on {found.get('host')}" if isinstance(found, dict) else "another one"
-            raise TakenOver(
-                f"{self._run}: a {self._kind} that was started later writes here ({who}); this one ends"
-            )
+            raise TakenOver(f"{self._run}: a {self._kind} that was started later writes here ({who}); this one ends")

@@ -38,7 +38,7 @@ class Attempts(Config):
     errors: int = Field(2, ge=1)  # that it raised
     crashes: int = Field(3, ge=1)  # of the process that worked on it alone; a lost machine does not count
     stores: int = Field(3, ge=1)  # times a store did not answer, before it is left for the next run
-    minutes: float = Field(60.0, gt=0)  # a stage of a batch that takes longer counts as a crash
+    minutes: float = Field(60.0, gt=0)  # a stage that takes longer, for each subject of its batch, counts as a crash
 
 
 class Workers(Config):

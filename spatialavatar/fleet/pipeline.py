@@ -94,7 +94,8 @@ class Pipeline:
         minutes: float = 60.0,
     ) -> None:
         """``make_work`` gets the delivering lane, for files that are written on the way. ``enter_lane`` is called in
-        each lane's thread first. A stage that takes longer than ``minutes`` ends the process."""
+        each lane's thread first. A stage that takes longer than ``minutes`` for each of its subjects ends
+        the process."""
 
         def lane(name: str) -> ThreadPoolExecutor:
             return ThreadPoolExecutor(1, name, initializer=enter_lane)
@@ -152,7 +153,7 @@ class Pipeline:
         if self._stop.is_set():
             return all_end("stopped")
         try:
-            with self._deadline("optimise"):
+            with self._deadline("optimise", len(ready)):
                 outcomes, step_seconds = self._work.optimise([prepared for _, prepared in ready], self._stop.is_set)
         except OutOfMemory as e:
             return all_end("memory", str(e))
@@ -183,8 +184,8 @@ class Pipeline:
             return None
 
     @contextmanager
-    def _deadline(self, stage: str) -> Iterator[None]:
-        self._deadlines[stage] = time.monotonic() + self._seconds
+    def _deadline(self, stage: str, subjects: int = 1) -> Iterator[None]:
+        self._deadlines[stage] = time.monotonic() + self._seconds * subjects
         try:
             yield
         finally:

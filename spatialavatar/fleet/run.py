@@ -67,7 +67,7 @@ class FleetRun:
         self.partly_done = 0.0  # of the subjects that are out, in whole subjects
         self._out, self._selection = config.output, selection
         self._listing = listing
-        self._wanted = _chosen(listing, selection.only)
+        self._wanted = chosen(listing, selection.only)
         self._names = {subject.id: recipe.name(subject) for subject in self._wanted}
         self._records: dict[str, Record] = {}  # by name; known ones, whoever made them
         self._given_up: dict[str, Case] = {}  # in earlier runs
@@ -213,13 +213,13 @@ class FleetRun:
             "layout_fingerprint": self.recipe.layout_fingerprint,
             "config": self.config.model_dump(mode="json"),
         }
-        if files.exists(where) and not self._selection.again:
+        if files.exists(where) and not (self._selection.again and not self._selection.only):
             before = files.read_json(where)
             same = ("format", "version", "config_hash", "layout_fingerprint")
             if not isinstance(before, dict) or any(before.get(key) != value[key] for key in same):
                 raise SpatialAvatarError(
                     f"{self._out}: was made with other settings ({_difference(before, value)}); name another --output, "
-                    "or make all of it again with --no-resume"
+                    "or make all of it again with --no-resume, without --only"
                 )
         self._writer.take_over()
         files.write_json(where, value)
@@ -353,7 +353,7 @@ class FleetRun:
             workers=self.workers,
             starting=self.starting,
             workers_lost=self.workers_lost,
-            optimising=self.optimising_seconds / self.total_seconds if self.total_seconds else None,
+            optimising=self.optimising_seconds / self.total_seconds if self.optimising_seconds else None,
             updated=now(),
             notes=self._notes[-10:],
         )
@@ -407,7 +407,8 @@ class FleetRun:
         )
 
 
-def _chosen(listing: Listing, only: Sequence[str]) -> list[FleetSubject]:
+def chosen(listing: Listing, only: Sequence[str]) -> list[FleetSubject]:
+    """The subjects of a run. Raises SpatialAvatarError for an ID that is not listed."""
     if not only:
         return list(listing.subjects)
     by_id = {subject.id: subject for subject in listing.subjects}

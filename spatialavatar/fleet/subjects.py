@@ -115,12 +115,16 @@ def open_subject(subject: FleetSubject) -> TrackedClip:
         return _clip_in(_shards(dataset), key, subject.state)
 
 
-def clip_head(subject: FleetSubject) -> HeadReference:
-    """The head that a clip was tracked with, without its pictures. Raises SpatialAvatarError as ``open_subject``."""
+def clip_head(subject: FleetSubject) -> tuple[HeadReference, str]:
+    """The head that a clip was tracked with, and the folder beside whose files it may lie, without the pictures.
+
+    Raises SpatialAvatarError as ``open_subject``.
+    """
     if "#" in subject.clip and not files.exists(files.join(subject.clip, HEADER_FILE)):
-        return _shards(_in_shards(subject.clip)[0]).head
+        dataset, _ = _in_shards(subject.clip)
+        return _shards(dataset).head, dataset
     header = header_from_json(read_header_json(subject.clip), files.join(subject.clip, HEADER_FILE))
-    return header.head
+    return header.head, subject.clip
 
 
 def _in_shards(clip: str) -> tuple[str, str]:

@@ -121,7 +121,7 @@ def test_a_small_fleet(
     config = write_config(tmp_path, settings(manifest, out, head, workers={"most": 2}))
     assert command(monkeypatch, "--config", config) == 0
     printed, told = capfd.readouterr()
-    assert printed == f"{out}: 2 of 4 done, 2 new\n2 given up, with reasons in {out}/summary.md\n"
+    assert printed == f"{out}: 2 of 4 done, 2 new\n2 given up or refused, with reasons in {out}/summary.md\n"
     assert "passed over: outside: row 4: clip is '../outside', which leads out of its folder" in told
     rows = rows_of(out)
     assert {id: row["outcome"] for id, row in rows.items()} == {
@@ -162,6 +162,9 @@ BAD_INPUT = {
     "no clips": (["--subjects", "{folder}", "--output", "{out}"], "no subject there"),
     "unknown key": (["--set", "gate.min_psnrr=3"], "unknown key gate.min_psnrr; did you mean gate.min_psnr?"),
     "a password": (["--subjects", "s3://me:secret@bucket/x", "--output", "{out}"], "holds a user or password"),
+    "a password in an allowed place": (
+        ["--subjects", "{clips}", "--output", "{out}", "--allow", "s3://me:secret@bucket"], "--allow: holds a user"
+    ),
     "encoder weights": (
         ["--subjects", "{clips}", "--output", "{out}", "--encoder-weights", "w"],
         "--encoder-weights is for --checkpoint",
