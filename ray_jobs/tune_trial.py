@@ -15,6 +15,7 @@ from ray_jobs.tune_config import EvaluateConfig, TrialPlan
 from ray_jobs.tune_result import ENDED, EVALUATION, read_ended, trial_folder, write_ended
 from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError, StoreError
+from spatialavatar.training.config import TrainConfig
 from spatialavatar.training.progress import Progress
 
 FORMAT, VERSION = "spatialavatar-trial", 1
@@ -59,9 +60,10 @@ def run_trial(values: dict[str, Any], job: Job, board: Any) -> None:
         config, places = job.trials[name].config, job.places[name]
         try:
             folder = trial_folder(job.out, name)
-            outcome = fit(config, folder, lambda: places, _OwnLines(board, name), [_reports(config.steps)])
-            if outcome.error is not None:
-                raise SpatialAvatarError(outcome.error)
+            if not _trained(config, folder):  # or workers would start for nothing
+                outcome = fit(config, folder, lambda: places, _OwnLines(board, name), [_reports(config.steps)])
+                if outcome.error is not None:
+                    raise SpatialAvatarError(outcome.error)
             ray.get(board.evaluating.remote(name))
             ended = Ended(evaluation=_evaluated(job, name)["summary"])
             files.remove(files.join(job.out, ENDED, f"{name}.json"))
@@ -69,6 +71,20 @@ def run_trial(values: dict[str, Any], job: Job, board: Any) -> None:
             ended = Ended(failed=str(e))
             write_ended(job.out, name, job.fingerprints[name], ended)
     ray.get(board.end.remote(name, ended))
+
+
+def _trained(config: TrainConfig, folder: str) -> bool:
+    """Whether a run has its last checkpoint. Of one that is damaged, the training tells, and makes another."""
+    from ray_jobs.training import newest_step
+    from spatialavatar.generator.checkpoint import complete_checkpoints
+    from spatialavatar.training.checkpoint import read_checkpoint
+
+    if newest_step(folder) < config.steps:
+        return False
+    try:
+        return read_checkpoint(complete_checkpoints(folder)[-1]).state.step == config.steps
+    except SpatialAvatarError:
+        return False
 
 
 def _reports(steps: int) -> UserCallback:
