@@ -95,9 +95,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def training(folder: Path) -> Path:
     held_out = {"clips": [tiny_clips(folder / "others")]}
-    config = training_in(
-        folder, held_out=held_out, steps=8, batch_size=2, log_every=1, sheet_every=2, checkpoint_every=2
-    )
+    every = {"log_every": 1, "sheet_every": 2, "checkpoint_every": 2}
+    config = training_in(folder, data={"workers": 1}, held_out=held_out, steps=8, batch_size=2, **every)
     return write_config(folder / "train.yaml", config)
 
 
@@ -300,7 +299,7 @@ def test_a_sweep_that_goes_on_may_run_otherwise(tmp_path: Path, training: Path) 
 
     out, first = str(tmp_path / "out"), planned()
     begin(out, *first, False)
-    free = ["distributed.workers=2", "distributed.wait_seconds=9", "gradient_checkpointing=true", "data.workers=1"]
+    free = ["distributed.workers=2", "distributed.wait_seconds=9", "gradient_checkpointing=true", "data.workers=2"]
     other = planned(*(f"set.{value}" for value in free), "concurrent=1")
     require_own(out, *other, False)
     assert prints(*other) == prints(*first)
@@ -413,31 +412,6 @@ def test_a_sweep_and_going_on(
     assert not [name for name in changed if "checkpoints" in name or name.endswith("train.jsonl")]
 
 
-@pytest.mark.slow
-def test_a_trial_that_fails_stops_no_other(
-    folder: Path,
-    training: Path,
-    ray_cluster: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    """One whose loss is more than a number can hold."""
-    out = folder / "failing"
-    values = {
-        "variants": [
-            {"name": "fits", "set": {"steps": 2}},
-            {"name": "wild", "set": {"steps": 2, "loss.lambda_1": 1e39}},
-        ]
-    }
-    file = sweep_file(folder / "failing.yaml", training, grid={}, paper={}, **values)
-    assert command(monkeypatch, "--config", file, "--out", out) == 0
-    assert f"{out}: 2 variants, 2 new, 1 failed" in capfd.readouterr().out
-    rows = table_of(out)
-    assert rows["wild"]["note"] == "failed" and rows["wild"]["psnr"] == ""
-    assert float(rows["fits"]["psnr"]) > 0
-    assert "\nwild: " in (out / "table.md").read_text() and "loss is inf at step 1" in (out / "table.md").read_text()
-
-
 def start(config: Path, out: Path, address: str, trials: int = 1) -> "subprocess.Popen[str]":
     options = ["--config", str(config), "--out", str(out), "--address", address, "--trials", str(trials)]
     return subprocess.Popen(
@@ -448,6 +422,41 @@ def start(config: Path, out: Path, address: str, trials: int = 1) -> "subprocess
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+@pytest.mark.slow
+def test_a_trial_that_fails_stops_no_other_and_one_that_falls_behind_is_stopped(
+    folder: Path, training: Path, ray_cluster: str
+) -> None:
+    """One at a time: the first's loss is more than a number can hold; the third, which learns nothing, is worse than
+    the second at the first look."""
+    out, steps = folder / "asha", 80
+    variants = [
+        {"name": "wild", "set": {"loss.lambda_1": 1e39}},
+        {"name": "fits", "set": {"optimizer.learning_rate": 1e-2}},
+        {"name": "behind", "set": {"optimizer.learning_rate": 1e-9}},
+    ]
+    file = sweep_file(
+        folder / "asha.yaml",
+        training,
+        grid={},
+        variants=variants,
+        paper={},
+        set={"steps": steps, "sheet_every": 10, "checkpoint_every": 10},
+        search="asha",
+        asha={"grace_period": 10, "reduction_factor": 2},
+    )
+    code, printed = ended(start(file, out, ray_cluster))
+    assert code == 0, printed
+    assert f"{out}: 3 variants, 3 new, 1 failed" in printed
+    rows = table_of(out)
+    assert rows["wild"]["note"] == "failed" and rows["wild"]["psnr"] == ""
+    assert "\nwild: " in (out / "table.md").read_text() and "loss is inf at step 1" in (out / "table.md").read_text()
+    assert float(rows["fits"]["psnr"]) > 0 and rows["fits"]["note"] == ""
+    assert (out / "ended/behind.json").exists()
+    stopped = rows["behind"]
+    assert stopped["psnr"] == "" and stopped["note"].startswith("stopped at step ") and stopped["held_out_psnr"]
+    assert int(stopped["note"].rpartition(" ")[2]) < steps
 
 
 @pytest.mark.slow
@@ -475,29 +484,6 @@ def test_a_sweep_that_is_interrupted_and_then_killed(folder: Path, training: Pat
     assert [(out / "trials" / SLOW / "evaluation.json").stat().st_mtime_ns] * 2 == done
     assert table_of(out) == table_of(undisturbed)
     assert curve_of(out, FAST) == curve_of(undisturbed, FAST)
-
-
-@pytest.mark.slow
-def test_trials_that_fall_behind_are_stopped(folder: Path, training: Path, ray_cluster: str) -> None:
-    """One at a time: the second, which learns nothing, is worse than the first at the first look."""
-    out, behind = folder / "asha", "learning_rate=1e-09"
-    file = sweep_file(
-        folder / "asha.yaml",
-        training,
-        grid={"optimizer.learning_rate": [1e-2, 1e-9]},
-        paper={},
-        set={"steps": 200, "sheet_every": 10, "checkpoint_every": 10},
-        search="asha",
-        asha={"grace_period": 10, "reduction_factor": 2},
-    )
-    code, printed = ended(start(file, out, ray_cluster))
-    assert code == 0, printed
-    assert (out / "ended" / f"{behind}.json").exists()
-    rows = table_of(out)
-    assert float(rows[FAST]["psnr"]) > 0 and rows[FAST]["note"] == ""
-    stopped = rows[behind]
-    assert stopped["psnr"] == "" and stopped["note"].startswith("stopped at step ") and stopped["held_out_psnr"]
-    assert int(stopped["note"].rpartition(" ")[2]) < 200
 
 
 def test_another_folder_is_refused(
