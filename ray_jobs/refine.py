@@ -157,7 +157,7 @@ def refine(
             stop_on_term()
             from ray_jobs.refine_pool import Pool
 
-            with progress("refining", fleet.total) as update:
+            with progress("refining", fleet.total, estimate=False) as update:
 
                 def observe(status: "Status") -> None:
                     update(status.done, line(status), status.total)

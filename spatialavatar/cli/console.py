@@ -32,8 +32,11 @@ class Update(Protocol):
 
 
 @contextmanager
-def progress(title: str, total: int) -> Iterator[Update]:
-    """A bar in a terminal; elsewhere a plain line every few seconds and at the end, on stderr."""
+def progress(title: str, total: int, estimate: bool = True) -> Iterator[Update]:
+    """A bar in a terminal; elsewhere a plain line every few seconds and at the end, on stderr.
+
+    Without ``estimate`` the time left is for the notes to say, where whole units tell too little of it.
+    """
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -42,7 +45,7 @@ def progress(title: str, total: int) -> Iterator[Update]:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            *([TimeRemainingColumn()] if estimate else []),
             TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=Console(stderr=True)) as bar:
@@ -62,7 +65,7 @@ def progress(title: str, total: int) -> Iterator[Update]:
         if done >= expected or now - last >= SECONDS_BETWEEN_LINES:
             last = now
             left = ""
-            if done > first[1]:
+            if estimate and done > first[1]:
                 left = f", {(now - first[0]) / (done - first[1]) * (expected - done):.0f} s left"
             print(f"{title}: {done}/{expected}, {now - began:.0f} s{left}  {note}".rstrip(), file=sys.stderr)
 
