@@ -251,11 +251,11 @@ class Pool:
         worker.alone = worker.alone and bool(worker.calls)
         assert worker.facts is not None
         for outcome in report.outcomes:
-            if outcome.kind == "memory" and report.optimised <= 1:
-                outcome = type(outcome)(outcome.id, "error", f"{outcome.reason}; lower refine.resolution")
+            if outcome.kind == "memory" and len(call.cases) == 1:
+                outcome = type(outcome)(outcome.id, "error", outcome.reason)
             self._run.settle(outcome, worker.name)
         if any(outcome.kind == "memory" for outcome in report.outcomes):
-            self._sizes.out_of_memory(worker.facts.kind, report.optimised)
+            self._sizes.out_of_memory(worker.facts.kind, len(call.cases))
         elif report.step_seconds is not None:
             self._sizes.note(worker.facts.kind, report.optimised, report.step_seconds, report.memory)
         worker.partly_done = 0.0

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
+import torch
+
 from spatialavatar.errors import SpatialAvatarError, StoreError
 from spatialavatar.evaluation.footage import reason_of
 from spatialavatar.fleet.subjects import FleetSubject
@@ -23,7 +25,8 @@ from spatialavatar.fleet.subjects import FleetSubject
 T = TypeVar("T")
 PREPARED_AT_MOST = 1  # batches, beside the one that is optimised: their frames are in memory
 _LOOK = 1.0  # seconds between looks at the clock
-Kind = Literal["done", "error", "store", "memory", "stopped"]
+# "shared": the whole batch failed, and nobody knows by whom
+Kind = Literal["done", "error", "shared", "store", "memory", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -159,8 +162,9 @@ class Pipeline:
             return all_end("memory", str(e))
         except Stopped:
             return all_end("stopped")
-        except Exception as e:  # of the whole batch: nobody knows whose it is
-            return all_end("error", reason_of(e))
+        except Exception as e:
+            _end_if_broken(e)
+            return all_end("shared" if len(ids) > 1 else "error", reason_of(e))
         results = []
         for (job, _), outcome in zip(ready, outcomes):
             if isinstance(outcome, Exception):
@@ -180,6 +184,7 @@ class Pipeline:
             with self._deadline(stage):
                 return action()
         except Exception as e:
+            _end_if_broken(e)
             settled[job.subject.id] = _failed(job, e)
             return None
 
@@ -200,7 +205,16 @@ class Pipeline:
                 os._exit(1)
 
 
+def _end_if_broken(error: Exception) -> None:
+    """After an error of the GPU itself every further call fails: the process ends, and another one takes its place."""
+    if isinstance(error, RuntimeError) and "CUDA error" in str(error) and not isinstance(error, torch.OutOfMemoryError):
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
 def _failed(job: Job, error: Exception) -> Outcome:
     kind: Kind = "store" if isinstance(error, StoreError) else "error"
+    if isinstance(error, torch.OutOfMemoryError):
+        kind = "memory"
     reason = str(error) if isinstance(error, SpatialAvatarError) else reason_of(error)
     return Outcome(job.subject.id, kind, " ".join(reason.split())[:1000])

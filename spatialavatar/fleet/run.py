@@ -129,6 +129,8 @@ class FleetRun:
             case = self.ledger.case(outcome.id)
             given_up = self.ledger.error(outcome.id, Failure("error", outcome.reason, worker, now()))
             self._keep_failure(case, given_up)
+        elif outcome.kind == "shared":
+            self.crashed([outcome.id], False, outcome.reason, worker)
         elif outcome.kind == "store":
             self.ledger.store_failed(outcome.id)
         else:  # memory, stopped

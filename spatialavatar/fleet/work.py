@@ -142,7 +142,7 @@ class RefineWork:
             ]
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
-            raise OutOfMemory(f"a batch of {len(batch)} does not fit into the GPU") from None
+            raise OutOfMemory(f"a batch of {len(batch)} does not fit into the GPU; lower refine.resolution") from None
         return measured, statistics.median(steps) if len(steps) >= _TIMED else None
 
     def deliver(self, job: Job, result: Measured) -> Record:

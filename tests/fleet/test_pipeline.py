@@ -195,7 +195,7 @@ def test_when_nobody_can_be_prepared_nothing_is_optimised() -> None:
     [
         (OutOfMemory("does not fit"), "memory", "does not fit"),
         (Stopped(), "stopped", ""),
-        (RuntimeError("CUDA error"), "error", "RuntimeError: CUDA error"),
+        (RuntimeError("shapes differ"), "shared", "RuntimeError: shapes differ"),
     ],
 )
 def test_what_hits_the_whole_batch(error: Exception, kind: str, reason: str) -> None:
@@ -210,7 +210,23 @@ def test_what_hits_the_whole_batch(error: Exception, kind: str, reason: str) -> 
 
 def test_too_little_gpu_memory_is_said_in_words() -> None:
     [outcome] = refine(Fake(prepare_a=raises(torch.OutOfMemoryError("CUDA out of memory. Tried ..."))), "a").outcomes
-    assert outcome.reason == "takes more memory than the GPU has; lower the resolution"
+    assert (outcome.kind, outcome.reason) == ("memory", "takes more memory than the GPU has; lower the resolution")
+
+
+def test_what_hits_a_batch_of_one_is_its_own() -> None:
+    assert kinds(refine(Fake(optimise_a=raises(RuntimeError("shapes differ"))), "a")) == {"a": "error"}
+
+
+@pytest.mark.parametrize("stage", ["prepare", "optimise", "deliver"])
+def test_an_error_of_the_gpu_itself_ends_the_process(stage: str) -> None:
+    program = f"""
+from tests.fleet.test_pipeline import Fake, raises, refine
+refine(Fake({stage}_a=raises(RuntimeError("CUDA error: an illegal memory access was encountered"))), "a")
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 1 and ended.stderr.splitlines()[-1].startswith("RuntimeError: CUDA error: an illegal")
 
 
 def test_stopping(batches: Callable[..., Any]) -> None:
