@@ -2,7 +2,8 @@
 
 Plain bookkeeping, without clock, store or cluster. A subject that raises is tried again, a few times. When a process
 ends, nobody says which of the subjects it had was the reason: each becomes a suspect and is refined by itself, and only
-what happens then counts against it. A lost machine counts against nobody. What is tried again goes before the others.
+what happens then counts against it. A lost machine counts against nobody. What is tried again goes before the others,
+and to another machine than before where there is one.
 """
 
 from collections import deque
@@ -12,6 +13,9 @@ from dataclasses import dataclass, field
 from spatialavatar.fleet.config import Attempts
 from spatialavatar.fleet.records import Failure
 from spatialavatar.fleet.subjects import FleetSubject
+
+LOOK_PAST = 100  # subjects, to find one that did not fail on the machine that asks
+PATIENCE = 100  # times that a subject is passed over, before it goes to a machine where it failed, but not last
 
 
 @dataclass(slots=True)
@@ -24,11 +28,28 @@ class Case:
     crashes: int = 0  # while it was alone
     stores: int = 0
     suspect: bool = False
+    store_failure: Failure | None = None  # the last one
+    failed_at: set[str] = field(default_factory=set)  # machines
+    failed_last_at: str = ""
+    passed_over: int = 0  # times, since it failed last
 
     @property
     def attempts(self) -> int:
-        """Counting the next one."""
+        """Counting the next one, but not those that a store let down."""
         return 1 + len(self.failures)
+
+    def failed(self, where: str) -> None:
+        """On the machine ``where``; an empty name stands for one that is not known."""
+        self.failed_last_at, self.passed_over = where, 0
+        if where:
+            self.failed_at.add(where)
+
+    def better_elsewhere(self, where: str) -> bool:
+        """Whether to wait for another machine. Never for long when it has failed on all: the last one alone is out."""
+        if where not in self.failed_at:
+            return False
+        self.passed_over += 1
+        return where == self.failed_last_at or self.passed_over <= PATIENCE
 
 
 class Ledger:
@@ -85,19 +106,16 @@ class Ledger:
         """Whether anything is waiting or out."""
         return bool(self._ids)
 
-    def take(self, most: int) -> list[Case]:
-        """The next subjects for a batch; no suspects."""
-        cases = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
-        self._out.update((case.subject.id, case) for case in cases)
-        return cases
+    def take(self, most: int, where: str = "", others: bool = False) -> list[Case]:
+        """The next subjects for a batch on the machine ``where``; no suspects.
 
-    def take_suspect(self) -> Case | None:
-        """One for a process that has nothing else."""
-        if not self._suspects:
-            return None
-        case = self._suspects.popleft()
-        self._out[case.subject.id] = case
-        return case
+        While there are ``others``, machines that could take them, those that failed on this one are passed over: there
+        may be none for it although some wait."""
+        return self._next(self._waiting, most, where if others else "")
+
+    def take_suspect(self, where: str = "", others: bool = False) -> Case | None:
+        """One for a process that has nothing else; passed over as in ``take``."""
+        return next(iter(self._next(self._suspects, 1, where if others else "")), None)
 
     def case(self, id: str) -> Case:
         """Of a subject that is out."""
@@ -106,16 +124,18 @@ class Ledger:
     def done(self, id: str) -> None:
         self._settle(id)
 
-    def error(self, id: str, failure: Failure) -> bool:
-        """The subject raised; whether it is given up."""
+    def error(self, id: str, failure: Failure, where: str = "") -> bool:
+        """The subject raised on the machine ``where``; whether it is given up."""
         case = self._out[id]
+        case.failed(where)
         case.failures.append(failure)
         case.errors += 1
         return self._again_or_failed(case, case.errors >= self._attempts.errors)
 
-    def crashed(self, id: str, alone: bool, failure: Failure) -> bool:
+    def crashed(self, id: str, alone: bool, failure: Failure, where: str = "") -> bool:
         """The process ended that had the subject, ``alone`` or with others; whether the subject is given up."""
         case = self._out[id]
+        case.failed(where)
         case.suspect = True
         if not alone:
             self._again(case)
@@ -124,10 +144,12 @@ class Ledger:
         case.crashes += 1
         return self._again_or_failed(case, case.crashes >= self._attempts.crashes)
 
-    def store_failed(self, id: str) -> bool:
+    def store_failed(self, id: str, failure: Failure, where: str = "") -> bool:
         """The store did not answer, which is nobody's fault; whether the subject is left for the next run."""
         case = self._out[id]
+        case.failed(where)
         case.stores += 1
+        case.store_failure = failure
         if case.stores < self._attempts.stores:
             self._again(case, last=True)
             return False
@@ -137,6 +159,17 @@ class Ledger:
     def returned(self, id: str) -> None:
         """Not tried, or its machine was lost: waits again, before the others."""
         self._again(self._out[id])
+
+    def _next(self, queue: deque[Case], most: int, avoid: str) -> list[Case]:
+        """From the head of a queue, but those that had better go elsewhere, which stay at the head."""
+        cases: list[Case] = []
+        passed: list[Case] = []
+        while queue and len(cases) < most and len(passed) < LOOK_PAST:
+            case = queue.popleft()
+            (passed if avoid and case.better_elsewhere(avoid) else cases).append(case)
+        queue.extendleft(reversed(passed))
+        self._out.update((case.subject.id, case) for case in cases)
+        return cases
 
     def _forget(self, id: str) -> None:
         """That it was given up or left."""

@@ -115,8 +115,8 @@ class FleetRun:
     def total(self) -> int:
         return len(self._wanted)
 
-    def settle(self, outcome: Outcome, worker: str) -> None:
-        """What a worker says of a subject that is out."""
+    def settle(self, outcome: Outcome, worker: str, where: str = "") -> None:
+        """What a worker on the machine ``where`` says of a subject that is out."""
         if outcome.kind == "done":
             assert outcome.record is not None
             self.ledger.done(outcome.id)
@@ -127,21 +127,21 @@ class FleetRun:
             self._done_here += 1
         elif outcome.kind == "error":
             case = self.ledger.case(outcome.id)
-            given_up = self.ledger.error(outcome.id, Failure("error", outcome.reason, worker, now()))
+            given_up = self.ledger.error(outcome.id, Failure("error", outcome.reason, worker, now()), where)
             self._keep_failure(case, given_up)
         elif outcome.kind == "shared":
-            self.crashed([outcome.id], False, outcome.reason, worker)
+            self.crashed([outcome.id], False, outcome.reason, worker, where)
         elif outcome.kind == "store":
-            self.ledger.store_failed(outcome.id)
+            self.ledger.store_failed(outcome.id, Failure("store", outcome.reason, worker, now()), where)
         else:  # memory, stopped
             self.ledger.returned(outcome.id)
         self._catch_up([outcome.id])
 
-    def crashed(self, ids: Sequence[str], alone: bool, reason: str, worker: str) -> None:
-        """The process ended that had these subjects."""
+    def crashed(self, ids: Sequence[str], alone: bool, reason: str, worker: str, where: str = "") -> None:
+        """The process on the machine ``where`` ended that had these subjects."""
         for id in ids:
             case = self.ledger.case(id)
-            given_up = self.ledger.crashed(id, alone, Failure("crash", reason, worker, now()))
+            given_up = self.ledger.crashed(id, alone, Failure("crash", reason, worker, now()), where)
             if alone:
                 self._keep_failure(case, given_up)
         self._catch_up(ids)

@@ -6,12 +6,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from spatialavatar.fleet.config import Attempts
-from spatialavatar.fleet.ledger import Case, Ledger
+from spatialavatar.fleet.ledger import LOOK_PAST, PATIENCE, Case, Ledger
 from spatialavatar.fleet.records import Failure
 from spatialavatar.fleet.subjects import FleetSubject
 
 ERROR = Failure("error", "raised", "worker", "now")
 CRASH = Failure("crash", "ended", "worker", "now")
+SILENCE = Failure("store", "no answer", "worker", "now")
 
 
 def person(number: int) -> FleetSubject:
@@ -82,7 +83,11 @@ def test_a_suspect_stays_one_until_it_is_done() -> None:
     ledger = ledger_of(1, errors=3)
     ledger.take(1)
     ledger.crashed("p0", False, CRASH)
-    for again in (lambda: ledger.error("p0", ERROR), lambda: ledger.returned("p0"), lambda: ledger.store_failed("p0")):
+    for again in (
+        lambda: ledger.error("p0", ERROR),
+        lambda: ledger.returned("p0"),
+        lambda: ledger.store_failed("p0", SILENCE),
+    ):
         assert ledger.take(1) == [] and ledger.take_suspect() is not None
         again()
     assert ledger.suspects == 1
@@ -103,7 +108,7 @@ def test_errors_crashes_and_stores_are_counted_apart() -> None:
     assert not ledger.error("p0", ERROR)
     ledger.take(1)
     assert not ledger.crashed("p0", True, CRASH)
-    assert ledger.take_suspect() is not None and not ledger.store_failed("p0")
+    assert ledger.take_suspect() is not None and not ledger.store_failed("p0", SILENCE)
     assert ledger.take_suspect() is not None and ledger.crashed("p0", True, CRASH)
     assert ledger.failed["p0"].failures == [ERROR, CRASH, CRASH]
 
@@ -116,7 +121,7 @@ def test_one_whose_store_is_silent_waits_behind_the_others_and_is_left(budget: i
         assert ids(cases)[-1] == "p0"
         if attempt > 1:
             ledger.returned("p1")
-        assert ledger.store_failed("p0") == (attempt == budget)
+        assert ledger.store_failed("p0", SILENCE) == (attempt == budget)
     assert list(ledger.left) == ["p0"] and not ledger.failed and ledger.left["p0"].failures == []
     assert "p0" not in ledger and "p1" in ledger
 
@@ -139,6 +144,77 @@ def test_dropping() -> None:
     assert ledger.drop(["p0", "p1", "p2", "nobody"]) == 2  # p1 is out
     assert ids(ledger.take(9)) == ["p3"] and ledger.take_suspect() is None
     assert "p1" in ledger and "p0" not in ledger and "p2" not in ledger
+
+
+@pytest.mark.parametrize("event", ["error", "store", "crash", "shared"])
+def test_one_that_failed_goes_to_another_machine(event: str) -> None:
+    """While there is one; on the machine where it failed, the others go on."""
+    ledger = ledger_of(3, errors=2, crashes=2, stores=2)
+    [case] = ledger.take(1, "a", True)
+    if event == "error":
+        ledger.error("p0", ERROR, "a")
+    elif event == "store":
+        ledger.store_failed("p0", SILENCE, "a")
+    else:
+        ledger.crashed("p0", event == "crash", CRASH, "a")
+    assert case.failed_at == {"a"}
+    if case.suspect:
+        assert all(ledger.take_suspect("a", True) is None for _ in range(2 * PATIENCE))
+        assert ledger.suspects == 1 and ids(ledger.take(9, "a", True)) == ["p1", "p2"]
+        assert ledger.take_suspect("b", True) is case
+    else:
+        assert ids(ledger.take(9, "a", True)) == ["p1", "p2"]
+        assert all(ledger.take(9, "a", True) == [] for _ in range(2 * PATIENCE)) and ledger.waiting == 1
+        assert ledger.take(9, "b", True) == [case]
+
+
+def test_one_that_failed_stays_when_there_is_no_other_machine() -> None:
+    ledger = ledger_of(2, errors=3)
+    [case] = ledger.take(1, "a")
+    ledger.error("p0", ERROR, "a")
+    assert ledger.take(1, "a", False) == [case]
+    ledger.crashed("p0", False, CRASH, "a")
+    assert ledger.take_suspect("a", False) is case
+
+
+def test_what_is_passed_over_stays_before_the_others() -> None:
+    ledger = ledger_of(4, errors=2)
+    ledger.take(2)
+    ledger.error("p1", ERROR, "a")
+    ledger.error("p0", ERROR, "a")
+    assert ids(ledger.take(1, "a", True)) == ["p2"]
+    assert ids(ledger.take(9, "b", True)) == ["p0", "p1", "p3"]
+
+
+def test_one_that_failed_everywhere_is_tried_on() -> None:
+    """Not on the last machine, nor at once, for a third one may come."""
+    ledger = ledger_of(1, errors=3)
+    for where in ("a", "b"):
+        ledger.take(1, where, True)
+        ledger.error("p0", ERROR, where)
+    asked = 0
+    while not (taken := ledger.take(1, "a", True)):
+        assert ledger.take(1, "b", True) == []
+        asked += 1
+        assert asked < 2 * PATIENCE
+    assert ids(taken) == ["p0"] and asked > 10
+
+
+def test_few_are_looked_at_for_one_that_fits() -> None:
+    ledger = ledger_of(2000, stores=2)
+    for case in ledger.take(1500, "a", True):
+        ledger.store_failed(case.subject.id, SILENCE, "a")
+    assert len(ledger.take(600, "a", True)) == 500
+    assert ledger.take(5, "a", True) == []
+    assert sum(case.passed_over > 1 for case in ledger.take(1500, "b", True)) <= LOOK_PAST
+
+
+def test_a_silent_store_is_remembered_and_no_attempt() -> None:
+    ledger = ledger_of(1, stores=1)
+    ledger.take(1)
+    assert ledger.store_failed("p0", SILENCE)
+    case = ledger.left["p0"]
+    assert (case.store_failure, case.failures, case.attempts, case.errors, case.crashes) == (SILENCE, [], 1, 0, 0)
 
 
 class Bookkeeping(RuleBasedStateMachine):
@@ -216,7 +292,7 @@ class Bookkeeping(RuleBasedStateMachine):
             assert not self.ledger.crashed(id, False, CRASH)
             self.again(id)
         elif event == "store":
-            self.count(id, "stores", "left", self.ledger.store_failed(id), first=False)
+            self.count(id, "stores", "left", self.ledger.store_failed(id, SILENCE), first=False)
         else:
             self.ledger.returned(id)
             self.again(id)
