@@ -99,13 +99,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     seen: list[tuple[float, int, int]] = []
     first_given: list[float] = []
     before = fleet.done
-    give = FleetRun.case_names
+    give = FleetRun.jobs_of
 
     def noting(self: FleetRun, cases: Any) -> list[Job]:
         first_given.append(time.perf_counter()) if not first_given else None
         return give(self, cases)
 
-    FleetRun.case_names = noting  # type: ignore[method-assign]
+    FleetRun.jobs_of = noting  # type: ignore[method-assign]
 
     def observe(status: Status) -> None:
         seen.append((time.perf_counter(), status.done, status.workers))
@@ -146,7 +146,7 @@ def simulated(options: argparse.Namespace) -> dict[str, Any]:
     stub = StubWork((config.output, 0.0), None, None)  # type: ignore[arg-type]
     out = fleet.ledger.take(SIMULATED_WORKERS)
     while out:
-        for job in fleet.case_names(out):
+        for job in fleet.jobs_of(out):
             fleet.settle(Outcome(job.subject.id, "done", record=stub.record(job)), "stub")
         fleet.tick()
         out = fleet.ledger.take(SIMULATED_WORKERS)

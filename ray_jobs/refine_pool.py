@@ -204,7 +204,7 @@ class Pool:
                 self._give(worker, ledger.take(min(self._sizes.next(worker.facts.kind), share)))
 
     def _give(self, worker: _Worker, cases: list[Case]) -> None:
-        reference = worker.actor.refine.remote(self._run.case_names(cases))
+        reference = worker.actor.refine.remote(self._run.jobs_of(cases))
         worker.calls[reference] = _Call(cases)
 
     def _wait(self, seconds: float) -> None:

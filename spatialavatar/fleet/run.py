@@ -104,7 +104,7 @@ class FleetRun:
         self._reading.result()
         self._make_again()
 
-    def case_names(self, cases: Sequence[Case]) -> list[Job]:
+    def jobs_of(self, cases: Sequence[Case]) -> list[Job]:
         return [Job(case.subject, self.recipe.name(case.subject), case.attempts) for case in cases]
 
     @property

@@ -142,7 +142,7 @@ def test_from_nothing_to_a_summary(fleet: Fleet) -> None:
     listing = fleet.listing("anna", "ben", "..")
     run = fleet.start(listing)
     assert (run.done, run.total, run.ledger.waiting, run.open) == (0, 2, 2, True)
-    jobs = run.case_names(run.ledger.take(1))
+    jobs = run.jobs_of(run.ledger.take(1))
     assert [(job.subject.id, job.name, job.attempts) for job in jobs] == [
         ("anna", run.recipe.name(listing.subjects[0]), 1)
     ]
