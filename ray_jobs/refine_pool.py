@@ -9,7 +9,8 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -21,7 +22,7 @@ from ray_jobs.train_status import first_line
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.fleet.batch_size import BatchSizes
 from spatialavatar.fleet.ledger import Case
-from spatialavatar.fleet.pipeline import BatchReport
+from spatialavatar.fleet.pipeline import BatchReport, Outcome
 from spatialavatar.fleet.run import FleetRun
 from spatialavatar.fleet.status import Status
 
@@ -29,17 +30,16 @@ SECONDS_BETWEEN_LOOKS = 0.5  # at the cluster, the source and the clock
 SECONDS_TO_A_VERDICT = 4.0  # a machine that goes away is missed by Ray some seconds after its workers
 SECONDS_TO_STOP = 20.0  # for checkpoints
 SECONDS_BETWEEN_QUESTIONS = 3.0  # to a worker, how far it is
+SECONDS_TO_ANSWER = 600.0  # that question, before a worker counts as ended
 QUESTIONS_A_SECOND = 50.0  # to all of them
 SECONDS_BETWEEN_REQUESTS = 10.0  # to a cluster that grows
-MOST_REQUESTED = 1000  # workers
+MOST_REQUESTED = 1000  # workers at a time, of a cluster that grows
 AHEAD = 2  # batches that a worker has beside the one that it optimises: one being read, one being written
 SECONDS_TO_START = 90.0  # of the first worker, before it is said what it waits for
-FAILED_STARTS = 5  # of workers in a row, before the run ends
-
-
-@dataclass(eq=False)
-class _Call:
-    cases: list[Case]
+FAILED_STARTS = 5  # in a row and with no worker left, before the run ends
+SECONDS_AFTER_A_FAILED_START = 5.0  # until the next one, times their number
+SUSPICIOUS = 3  # subjects in a row that failed on a worker while others have none of it, before it rests
+SECONDS_OF_REST = (30.0, 120.0, 600.0)  # the first time, the second, from then on
 
 
 @dataclass(eq=False)
@@ -47,10 +47,14 @@ class _Worker:
     actor: Any
     opening: Any  # reference of ``open``; None when it is ready
     facts: Facts | None = None
-    calls: dict[Any, _Call] = field(default_factory=dict)
+    calls: dict[Any, list[Case]] = field(default_factory=dict)  # batches by their references
     alone: bool = False  # with a suspect
     asked: Any = None  # reference of its ``progress``
+    asked_at: float = 0.0
     partly_done: float = 0.0  # of the batch that it optimises, in whole subjects
+    failed_in_a_row: int = 0  # subjects
+    rests: int = 0  # so far
+    rests_until: float = -math.inf
 
     @property
     def ready(self) -> bool:
@@ -59,6 +63,10 @@ class _Worker:
     @property
     def name(self) -> str:
         return "" if self.facts is None else f"process {self.facts.process} on {self.facts.host}, {self.facts.device}"
+
+    @property
+    def machine(self) -> str:
+        return "" if self.facts is None else self.facts.node
 
 
 @dataclass
@@ -88,7 +96,7 @@ class Pool:
             if not gpus and len(ray.nodes()) > 1:
                 tell("no GPU in the cluster now: it is refined on CPUs; --set workers.gpus=1 waits for GPUs")
         self._needs = {"CPU": wanted.cpus} | ({"GPU": gpus} if gpus else {})
-        self._most = wanted.most
+        self._most = wanted.most or math.inf
         self._sizes = BatchSizes(wanted.batch, wanted.largest_batch)
         self._actor_class: Any = ray.remote(Refiner).options(
             num_cpus=wanted.cpus,
@@ -102,6 +110,7 @@ class Pool:
         self._workers: list[_Worker] = []
         self._losses: list[_Loss] = []
         self._failed_starts = 0
+        self._next_start = -math.inf
         self._looked = self._requested = self._asked_at = -math.inf
         self._counted = time.monotonic()
         self._asked = False  # the cluster, to grow
@@ -120,15 +129,16 @@ class Pool:
                     self._resize(now)
                     self._ask(now)
                     self._look()
-                self._feed()
+                self._feed(now)
                 self._wait(SECONDS_BETWEEN_LOOKS)
         except KeyboardInterrupt:
             self._stop()
             raise
         finally:
-            for worker in self._workers:
-                ray.kill(worker.actor)
-            self._request(0)
+            for worker in self._workers[:]:
+                self._dismiss(worker)
+            with contextlib.suppress(Exception):  # the reason for the end, if any, is the one to tell
+                self._request(0)
 
     def _look(self) -> None:
         """Tell of the state, and count the workers' time."""
@@ -141,7 +151,7 @@ class Pool:
         self._observe(self._run.tick())
 
     def _ask(self, now: float) -> None:
-        """The workers how far they are."""
+        """The workers how far they are; one that does not answer for long counts as ended."""
         asked = [worker for worker in self._workers if worker.asked is not None]
         if asked:
             answered, _ = ray.wait([worker.asked for worker in asked], num_returns=len(asked), timeout=0)
@@ -150,26 +160,29 @@ class Pool:
                     with contextlib.suppress(RayError):  # of a worker that ended, which its calls tell
                         worker.partly_done = ray.get(worker.asked)
                     worker.asked = None
+                elif now - worker.asked_at > SECONDS_TO_ANSWER:
+                    self._ended(worker, f"did not answer for {SECONDS_TO_ANSWER:g} s")
         if now - self._asked_at >= max(SECONDS_BETWEEN_QUESTIONS, len(self._workers) / QUESTIONS_A_SECOND):
             self._asked_at = now
             for worker in self._workers:
                 if worker.calls and worker.asked is None:
-                    worker.asked = worker.actor.progress.remote()
+                    worker.asked, worker.asked_at = worker.actor.progress.remote(), now
 
     def _resize(self, now: float) -> None:
         """As many workers as there is work and room for; ask a cluster that grows for more room."""
         ledger = self._run.ledger
-        wanted = min(ledger.waiting + ledger.out, self._most or MOST_REQUESTED)
+        wanted = int(min(ledger.waiting + ledger.out, self._most))
         room = workers_on([node["Resources"] for node in ray.nodes() if node["Alive"]], self._needs)
         if now - self._requested >= SECONDS_BETWEEN_REQUESTS:
             self._requested = now
-            self._request(wanted if wanted > room else 0)
+            self._request(min(wanted, MOST_REQUESTED) if wanted > room else 0)
         for worker in self._workers[:]:  # nothing left for it: its place may go to others
             if not worker.calls and not ledger.waiting and len(self._workers) > wanted:
                 self._dismiss(worker)
-        for _ in range(min(wanted, room) - len(self._workers)):
-            actor = self._actor_class.remote(*self._arguments)
-            self._workers.append(_Worker(actor, actor.open.remote()))
+        if now >= self._next_start:
+            for _ in range(min(wanted, room) - len(self._workers)):
+                actor = self._actor_class.remote(*self._arguments)
+                self._workers.append(_Worker(actor, actor.open.remote()))
         if any(worker.ready for worker in self._workers):
             self._idle_since = None
             return
@@ -180,17 +193,18 @@ class Pool:
         elif now - self._idle_since > SECONDS_TO_START:
             self._tell_once(f"waiting for room: a worker needs {each}; {free_now()} are free, other jobs hold the rest")
 
-    def _feed(self) -> None:
+    def _feed(self, now: float) -> None:
         """Subjects to the workers: to every one a batch, then to every one the next, as long as all have work."""
         ledger = self._run.ledger
-        ready = [worker for worker in self._workers if worker.ready and not worker.alone]
+        ready = [worker for worker in self._workers if worker.ready and not worker.alone and now >= worker.rests_until]
+        machines = {worker.machine for worker in ready}
         if ledger.suspects:
-            idle = [worker for worker in ready if not worker.calls]
-            while idle and (case := ledger.take_suspect()) is not None:
-                worker = idle.pop()
-                worker.alone = True
-                self._give(worker, [case])
-                ready.remove(worker)
+            for worker in [worker for worker in ready if not worker.calls]:
+                case = ledger.take_suspect(worker.machine, len(machines) > 1)
+                if case is not None:
+                    worker.alone = True
+                    self._give(worker, [case])
+                    ready.remove(worker)
             if ledger.suspects and ready:  # one worker gets nothing more until it is empty
                 ready.remove(min(ready, key=lambda worker: len(worker.calls)))
         for ahead in range(1 + AHEAD):
@@ -201,11 +215,13 @@ class Pool:
                     return  # the last ones are for whoever is free first
                 assert worker.facts is not None
                 share = math.ceil(ledger.waiting / len(self._workers))
-                self._give(worker, ledger.take(min(self._sizes.next(worker.facts.kind), share)))
+                most = min(self._sizes.next(worker.facts.kind), share)
+                cases = ledger.take(most, worker.machine, len(machines) > 1)
+                if cases:
+                    self._give(worker, cases)
 
     def _give(self, worker: _Worker, cases: list[Case]) -> None:
-        reference = worker.actor.refine.remote(self._run.jobs_of(cases))
-        worker.calls[reference] = _Call(cases)
+        worker.calls[worker.actor.refine.remote(self._run.jobs_of(cases))] = cases
 
     def _wait(self, seconds: float) -> None:
         """Take in what has ended."""
@@ -226,57 +242,77 @@ class Pool:
         try:
             value = ray.get(reference)
         except RayTaskError as e:
-            call = worker.calls.pop(reference, None)
-            if call is None:
-                raise
-            value = _all_failed(call.cases, str(e.cause)[:300] or type(e.cause).__name__)
-            self._settle(worker, call, value)
-        except RayError as e:
-            self._ended(worker, e)
-        else:
+            reason = str(e.cause)[:300] or type(e.cause).__name__
             if reference is worker.opening:
-                self._opened(worker, value)
+                self._not_started(worker, reason)
             else:
+                cases = worker.calls.pop(reference)
+                self._settle(worker, cases, _all_failed(cases, reason))
+        except RayError as e:
+            if worker.facts is None:
+                self._not_started(worker, first_line(e))
+            elif isinstance(e, OutOfMemoryError):
+                self._ended(worker, "it takes more memory than there is")
+            else:
+                minutes = f"{self._run.config.attempts.minutes:g}"
+                self._ended(worker, f"a crash, too little memory, or more than {minutes} minutes")
+        else:
+            if reference is not worker.opening:
                 self._settle(worker, worker.calls.pop(reference), value)
+            elif isinstance(value, Exception):
+                self._not_started(worker, str(value))
+            else:
+                worker.opening, worker.facts = None, value
+                self._failed_starts = 0
+                if value.warning:
+                    self._tell_once(value.warning)
 
-    def _opened(self, worker: _Worker, value: "Facts | Exception") -> None:
-        if isinstance(value, Exception):
-            raise value
-        worker.opening, worker.facts = None, value
-        self._failed_starts = 0
-        if value.warning:
-            self._tell_once(value.warning)
+    def _not_started(self, worker: _Worker, reason: str) -> None:
+        """A worker cannot begin, or its machine went away before it did. With others at work it is tried again later.
 
-    def _settle(self, worker: _Worker, call: _Call, report: BatchReport) -> None:
+        Raises SpatialAvatarError when there is none, after some tries."""
+        self._dismiss(worker)
+        self._failed_starts += 1
+        self._next_start = time.monotonic() + SECONDS_AFTER_A_FAILED_START * self._failed_starts
+        if self._workers:
+            self._tell_once(f"a worker cannot start: {reason}")
+        elif self._failed_starts >= FAILED_STARTS:
+            raise SpatialAvatarError(f"no worker can start ({self._failed_starts} tries in a row): {reason}")
+
+    def _settle(self, worker: _Worker, cases: list[Case], report: BatchReport) -> None:
         worker.alone = worker.alone and bool(worker.calls)
+        worker.partly_done = 0.0
         assert worker.facts is not None
         for outcome in report.outcomes:
-            if outcome.kind == "memory" and len(call.cases) == 1:
-                outcome = type(outcome)(outcome.id, "error", outcome.reason)
-            self._run.settle(outcome, worker.name)
+            if outcome.kind == "memory" and len(cases) == 1:
+                outcome = replace(outcome, kind="error")
+            self._run.settle(outcome, worker.name, worker.machine)
+            if outcome.kind in ("error", "store"):
+                worker.failed_in_a_row += 1
+            elif outcome.kind == "done":
+                worker.failed_in_a_row = worker.rests = 0
         if any(outcome.kind == "memory" for outcome in report.outcomes):
-            self._sizes.out_of_memory(worker.facts.kind, len(call.cases))
+            self._sizes.out_of_memory(worker.facts.kind, len(cases))
         elif report.step_seconds is not None:
             self._sizes.note(worker.facts.kind, report.optimised, report.step_seconds, report.memory)
-        worker.partly_done = 0.0
         self._run.optimising_seconds += report.optimising_seconds
+        self._rest_if_suspicious(worker)
 
-    def _ended(self, worker: _Worker, error: RayError) -> None:
+    def _rest_if_suspicious(self, worker: _Worker) -> None:
+        """A worker on which everything fails is always free: it would go through the whole queue."""
+        sound = [w for w in self._workers if w.ready and w.machine != worker.machine and not w.failed_in_a_row]
+        if worker.failed_in_a_row >= SUSPICIOUS and sound:
+            seconds = SECONDS_OF_REST[min(worker.rests, len(SECONDS_OF_REST) - 1)]
+            worker.rests += 1
+            worker.rests_until = time.monotonic() + seconds
+            failed, worker.failed_in_a_row = worker.failed_in_a_row, 0
+            self._tell(f"{worker.name}: {failed} subjects in a row failed there alone; it rests for {seconds:g} s")
+
+    def _ended(self, worker: _Worker, reason: str) -> None:
         """A worker is gone; who is to blame is looked at a little later."""
         self._dismiss(worker)
-        if worker.facts is None:
-            self._failed_starts += 1
-            if self._failed_starts >= FAILED_STARTS:
-                raise SpatialAvatarError(
-                    f"{FAILED_STARTS} workers in a row ended before they were ready; the last one: {first_line(error)}"
-                )
-            return
         self._run.workers_lost += 1
-        reason = "ended the process that refined it: "
-        if isinstance(error, OutOfMemoryError) or "memory" in str(error).lower():
-            reason += "it takes more memory than there is"
-        else:
-            reason += f"a crash, too little memory, or more than {self._run.config.attempts.minutes:g} minutes"
+        reason = f"ended the process that refined it: {reason}"
         self._losses.append(_Loss(time.monotonic() + SECONDS_TO_A_VERDICT, worker, reason))
 
     def _judge(self, now: float) -> None:
@@ -285,17 +321,15 @@ class Pool:
         if not due:
             return
         self._losses = [loss for loss in self._losses if loss.due > now]
-        nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+        there = _machines_that_answer({loss.worker.machine for loss in due})
         for loss in due:
-            cases = [case for call in loss.worker.calls.values() for case in call.cases]
-            ids = [case.subject.id for case in cases]
-            node = nodes.get(loss.worker.facts.node if loss.worker.facts else "")
-            if node is None or not answers(node["NodeManagerAddress"], node["NodeManagerPort"]):
+            ids = [case.subject.id for cases in loss.worker.calls.values() for case in cases]
+            if loss.worker.machine in there:
+                self._run.crashed(ids, len(ids) == 1, loss.reason, loss.worker.name, loss.worker.machine)
+                self._tell(f"{loss.worker.name}: ended; {len(ids)} subject(s) are tried one by one")
+            else:
                 self._run.lost(ids)
                 self._tell(f"{loss.worker.name}: its machine is gone; {len(ids)} subject(s) go to others")
-            else:
-                self._run.crashed(ids, len(ids) == 1, loss.reason, loss.worker.name)
-                self._tell(f"{loss.worker.name}: ended; {len(ids)} subject(s) are tried one by one")
 
     def _dismiss(self, worker: _Worker) -> None:
         self._workers.remove(worker)
@@ -306,10 +340,11 @@ class Pool:
         """Checkpoints, where there is time for them; a second interruption ends it at once."""
         until = time.monotonic() + SECONDS_TO_STOP
         self._tell("stopping, with checkpoints (press again to stop at once)")
-        self._workers = [worker for worker in self._workers if worker.ready]
-        for worker in self._workers:
-            worker.actor.stop.remote()
         with contextlib.suppress(KeyboardInterrupt):
+            for worker in [worker for worker in self._workers if not worker.ready]:
+                self._dismiss(worker)
+            for worker in self._workers:
+                worker.actor.stop.remote()
             while time.monotonic() < until and any(worker.calls for worker in self._workers):
                 self._wait(SECONDS_BETWEEN_LOOKS)
 
@@ -328,7 +363,23 @@ class Pool:
 
 
 def _all_failed(cases: Sequence[Case], reason: str) -> BatchReport:
-    from spatialavatar.fleet.pipeline import Outcome
+    """Of a call that raised: nobody knows by whom, unless there was one."""
+    kind: Any = "error" if len(cases) == 1 else "shared"
+    return BatchReport([Outcome(case.subject.id, kind, reason) for case in cases], 0, 0.0, None, 0.0)
 
-    outcomes = [Outcome(case.subject.id, "error", reason) for case in cases]
-    return BatchReport(outcomes, len(cases), 0.0, None, 0.0)
+
+def _machines_that_answer(wanted: set[str]) -> set[str]:
+    """Those of the machines that are there, as far as this process can ask: Ray misses one only after a while."""
+    nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+
+    def there(id: str) -> bool:
+        return answers(nodes[id]["NodeManagerAddress"], nodes[id]["NodeManagerPort"])
+
+    asked = sorted(wanted & nodes.keys())
+    with ThreadPoolExecutor(16) as pool:
+        found = {id for id, answered in zip(asked, pool.map(there, asked)) if answered}
+        if found or not asked:
+            return found
+        # none: a driver outside of the cluster's network hears from nobody, and has to believe Ray
+        others = sorted(nodes.keys() - wanted)[:16]
+        return set() if any(pool.map(there, others)) or not others else set(asked)
