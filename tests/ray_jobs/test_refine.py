@@ -305,3 +305,28 @@ def test_chaos(ray_cluster: str, faulty_store: "FaultyStore", s3_bucket: str, he
     assert sum(row["outcome"] == "failed" for row in rows.values()) == len(reasons)
     left = {name.rpartition(".")[0] for name in files.list_folder(f"{out}/{UNFINISHED}")}
     assert left <= reasons.keys()
+
+
+def broken_start(given: Any, device: Any, uploads: Any) -> Any:
+    raise RuntimeError("no such kernel image")
+
+
+def test_workers_that_cannot_start_end_the_run(
+    tmp_path: Path, head: str, ray_cluster: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With the reason, and with nobody charged: the same command goes on when that is mended."""
+    import ray_jobs.refine
+    import ray_jobs.refine_pool
+
+    names = tiny_subjects(str(tmp_path / "clips"), 1)
+    config = write_config(tmp_path, settings(str(tmp_path / "clips"), str(tmp_path / "out"), head, workers={"most": 1}))
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_jobs.refine_pool, "SECONDS_AFTER_A_FAILED_START", 0.0)
+        patch.setattr(ray_jobs.refine_pool, "FAILED_STARTS", 2)
+        patch.setattr(ray_jobs.refine, "make_work", broken_start)
+        assert command(monkeypatch, "--config", config) == 2
+    *_, line = capfd.readouterr().err.strip().splitlines()
+    assert line.startswith("error: no worker can start (2 tries in a row): ") and "no such kernel image" in line
+    assert read_status(str(tmp_path / "out")).state == "failed"
+    assert rows_of(str(tmp_path / "out"))[names[0]]["outcome"] == "missing"
+    assert not listed(str(tmp_path / "out"), FAILURES)
