@@ -25,7 +25,8 @@ class Journal:
 
     def __init__(self, folder: files.Location, inputs: dict[str, Any], uploads: Executor | None = None) -> None:
         """``inputs`` is what a resumed run must find unchanged. With ``uploads``, whose one thread keeps their order,
-        files are written there while the refinement goes on; a store that refuses them then costs a checkpoint."""
+        files are written there while the refinement goes on; a store that refuses them then costs a checkpoint, and
+        one that is so slow that the next checkpoint is due holds the refinement up."""
         self.folder, self.inputs = folder, inputs
         self.seconds = 0.0  # spent on the subject
         self.latest: dict[str, float] = {}  # the last line of the log

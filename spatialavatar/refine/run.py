@@ -41,6 +41,8 @@ class Progress:
     iterations: int
     seconds: float
     latest: dict[str, float] = field(default_factory=dict)  # the last line of the log
+    first: int = 0  # iteration at which this run began: that of the checkpoint, or 0
+    place: int = 0  # of the subject in the batch, however many have left
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,9 +149,10 @@ def refine_batch(
 
     A subject that fails or is finished leaves the others, whose results are what they would be without it. With
     ``resume`` a subject goes on from its checkpoint where there is one; with ``start_over`` one that is damaged or was
-    made from other inputs is passed over, else it is the subject's error. ``begin`` is called when all input has proved
-    sound, ``observe`` after every iteration with the progress of each subject that is still there; StopRefinement
-    raised there writes their checkpoints first. ``uploads`` as in Journal.
+    made from other inputs is passed over, else it is the subject's error. Errors have no tracebacks, which would hold
+    the batch. ``begin`` is called when all input has proved sound, ``observe`` after every iteration with the progress
+    of each subject that is still there; StopRefinement raised there writes their checkpoints first. ``uploads`` as in
+    Journal.
     """
     device = batch[0].subject.device
     layout = batch[0].start.layout.to(device)
@@ -162,7 +165,7 @@ def refine_batch(
     rows = list(range(len(batch)))  # the subject in each row of the refinement
 
     def leave(row: int, outcome: Refined | Exception) -> None:
-        outcomes[rows[row]] = outcome
+        outcomes[rows[row]] = without_traceback(outcome) if isinstance(outcome, Exception) else outcome
         refinement.remove(row)
         del rows[row]
 
@@ -206,10 +209,11 @@ def refine_batch(
     def tell() -> None:
         if not rows:
             return
-        listed = [(refinement.iterations[row], journals[i]) for row, i in enumerate(rows)]
-        observe([Progress(iteration, config.iterations, j.seconds, j.latest) for iteration, j in listed])
+        listed = [(refinement.iterations[row], journals[i], i) for row, i in enumerate(rows)]
+        observe([Progress(t, config.iterations, j.seconds, j.latest, first[i], i) for t, j, i in listed])
 
     each(go_on)
+    first = {i: refinement.iterations[row] for row, i in enumerate(rows)}
     if rows:
         begin()
     try:
@@ -236,6 +240,18 @@ def refine_batch(
             journal.settle()
         raise
     return [outcome for outcome in outcomes if outcome is not None]
+
+
+def without_traceback(error: Exception) -> Exception:
+    """The same error, which no longer holds the frames that it passed through, and all that they hold."""
+    linked: list[BaseException | None] = [error]
+    seen = set()
+    while linked:
+        if (e := linked.pop()) is not None and id(e) not in seen:
+            seen.add(id(e))
+            e.__traceback__ = None
+            linked += [e.__cause__, e.__context__]
+    return error
 
 
 def finished_avatar(

@@ -1,6 +1,8 @@
 """Several subjects at once: each ends as it would alone, whatever happens to the others."""
 
+import gc
 import json
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -463,3 +465,41 @@ def test_time_is_shared_among_those_that_are_there(
     outcomes = refine([ready(clip, tmp_path / clip.identity) for clip in people[:2]])
     seconds = [outcome.seconds for outcome in outcomes if isinstance(outcome, Refined)]
     assert seconds == [12.0, 12.0]  # of twelve iterations
+
+
+@pytest.mark.parametrize("settings", [TIGHT, SETTINGS], ids=["drawn", "preloaded"])
+def test_an_error_does_not_keep_the_batch(people: list[TrackedClip], tmp_path: Path, settings: RefineConfig) -> None:
+    """Frames and meshes go with the last name for them; nobody has to look for cycles."""
+
+    def read(frame: Any) -> Any:
+        try:
+            raise KeyError(frame)  # one that the error was made from holds as much
+        except KeyError:
+            raise SpatialAvatarError("is gone") from None
+
+    batch = [ready(people[0], tmp_path / "0", settings), ready(people[1], tmp_path / "1", settings)]
+    damaged = replace(people[1], read_frame=read)
+    batch[1] = ready(damaged, tmp_path / "1", settings)
+    held = [weakref.ref(prepared.subject) for prepared in batch]
+    gc.collect()
+    gc.disable()
+    try:
+        outcomes = refine(batch, settings)
+        del batch
+        assert isinstance(outcomes[1], SpatialAvatarError) and held[1]() is None
+        del outcomes
+        assert held[0]() is None
+    finally:
+        gc.enable()
+
+
+def test_progress_tells_who_it_is_and_where_this_run_began(people: list[TrackedClip], tmp_path: Path) -> None:
+    batch = [ready(clip, tmp_path / clip.identity) for clip in people]
+    stopped(batch[:1], 7)
+    stopped(batch[2:], 4)
+    truncated(tmp_path / people[0].identity)
+    seen = []
+    outcomes = refine(batch, observe=lambda ps: seen.append([(p.place, p.first, p.iteration) for p in ps]))
+    assert isinstance(outcomes[0], SpatialAvatarError)
+    assert seen[0] == [(1, 0, 0), (2, 4, 4)] and seen[8] == [(1, 0, 8), (2, 4, 12)]
+    assert seen[9:] == [[(1, 0, t)] for t in range(9, 13)]
