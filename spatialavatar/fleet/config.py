@@ -11,6 +11,12 @@ from spatialavatar.config import Config
 from spatialavatar.refine.config import HARMLESS, RefineConfig
 
 _USER_IN_URL = re.compile(r"://[^/]*@|://[^/:]*:(?!\d*(/|$)).*@")  # the secret keys of S3 hold slashes
+# whoever has a signed URL has what it names
+_SIGNED = re.compile(
+    r"://.*[?&;](sig|[\w-]*(signature|token|password|passwd|secret|api_?key|access_?key(_?id)?)|googleaccessid"
+    r"|x-(amz|goog|oss)-[\w-]+)=",
+    re.IGNORECASE,
+)
 
 
 class Gate(Config):
@@ -72,13 +78,15 @@ class FleetConfig(Config):
 
 
 def holds_credentials(location: str) -> bool:
-    """Whether a URL names a user before its host."""
-    return bool(_USER_IN_URL.search(location))
+    """Whether a URL names a user before its host, or is signed."""
+    return bool(_USER_IN_URL.search(location) or _SIGNED.search(location))
 
 
 def _without_credentials(location: str | None) -> str | None:
     if location is not None and holds_credentials(location):
-        raise ValueError("holds a user or password; credentials come from the environment or the AWS config")
+        raise ValueError(
+            "holds a user or password, or is signed; credentials come from the environment or the AWS config"
+        )
     return location
 
 

@@ -25,6 +25,26 @@ def test_passwords_are_refused_and_never_said(place: str, text: str) -> None:
     assert place in str(e.value) and SECRET not in str(e.value)
 
 
+SIGNED = [
+    f"https://account.blob.core.windows.net/c/x?sv=2022-11-02&sig={SECRET}",
+    f"azure://account/c/x?SIG={SECRET}",
+    f"https://lab.s3.amazonaws.com/x?X-Amz-Algorithm=A&X-Amz-Credential={SECRET}",
+    f"s3://lab/x?AWSAccessKeyId={SECRET}&Expires=1",
+    f"gs://lab/x?GoogleAccessId=a@b&Expires=1&Signature={SECRET}",
+    f"gs://lab/x?x-goog-credential={SECRET}",
+    f"http://host/x?a=1;access_token={SECRET}",
+    f"https://host:8080/x?token={SECRET}",
+]
+
+
+@pytest.mark.parametrize("text", SIGNED)
+@pytest.mark.parametrize("place", ["subjects", "checkpoint"])
+def test_signed_urls_are_refused_and_never_said(place: str, text: str) -> None:
+    with pytest.raises(SpatialAvatarError, match="or is signed") as e:
+        load_config(FleetConfig, None, [f"{place}='{text}'"])
+    assert place in str(e.value) and SECRET not in str(e.value)
+
+
 def test_passwords_of_allowed_folders() -> None:
     with pytest.raises(SpatialAvatarError, match=r"allow.*holds a user or password") as e:
         load_config(FleetConfig, None, [f"allow=[s3://lab/a, 's3://AKIA:{SECRET}@lab/b']"])
@@ -33,7 +53,10 @@ def test_passwords_of_allowed_folders() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "s3://lab/a@b", "clips/me@home:x", "http://host:8080/a@b", "http://host:8080", "a:b@c", "file:///a:b@c"],
+    [
+        *("", "s3://lab/a@b", "clips/me@home:x", "http://host:8080/a@b", "http://host:8080", "a:b@c", "file:///a:b@c"),
+        *("https://host/x?download=1&part=2", "s3://lab/token=3/x", "clips/what?sig=1", "s3://lab/x?design=a"),
+    ],
 )
 def test_what_is_no_password(text: str) -> None:
     assert not holds_credentials(text)
