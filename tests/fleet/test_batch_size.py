@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spatialavatar.fleet.batch_size import FULL, BatchSizes
+from spatialavatar.fleet.batch_size import FULL, LAPSE, BatchSizes
 
 
 def sizes_of(
@@ -57,25 +57,39 @@ def test_it_stops_where_memory_would_not_suffice() -> None:
 
 
 def test_out_of_memory() -> None:
-    """That size is never tried again, nor a larger one."""
+    """Half of that size is tried, and no more."""
     jumps = lambda size: 0.1 if size < 5 else 2.0  # noqa: E731
-    assert sizes_of(BatchSizes(None, 64), lambda size: 1 / size, jumps) == [1, 2, 4, 8, 7, 6, 5, 4]
-    alone = BatchSizes(None, 64)
-    alone.out_of_memory("gpu", 1)
-    assert alone.next("gpu") == 1
-    alone.note("gpu", 1, 1.0, 0.1)
-    assert alone.next("gpu") == 1
+    assert sizes_of(BatchSizes(None, 64), lambda size: 1 / size, jumps) == [1, 2, 4, 8, 4, 4, 4, 4]
     larger_later = BatchSizes(None, 64)
-    larger_later.out_of_memory("gpu", 3)
+    larger_later.out_of_memory("gpu", 4)
     larger_later.out_of_memory("gpu", 9)
     assert sizes_of(larger_later, lambda size: 1 / size, rounds=4) == [1, 2, 2, 2]
+
+
+def test_a_subject_too_large_alone_says_nothing_of_others() -> None:
+    sizes = BatchSizes(None, 8)
+    sizes.out_of_memory("gpu", 1)
+    assert sizes_of(sizes, lambda size: 1 / size, rounds=4) == [1, 2, 4, 8]
+    sizes.out_of_memory("gpu", 1)
+    assert sizes.next("gpu") == 8
+
+
+def test_one_clip_that_was_too_large_is_forgotten() -> None:
+    """After batches that went well; another failure begins the time anew."""
+    sizes = BatchSizes(None, 8)
+    assert sizes_of(sizes, lambda size: 1 / size, rounds=4) == [1, 2, 4, 8]
+    sizes.out_of_memory("gpu", 8)
+    assert set(sizes_of(sizes, lambda size: 1 / size, rounds=LAPSE - 1)) == {4}
+    sizes.out_of_memory("gpu", 4)
+    assert set(sizes_of(sizes, lambda size: 1 / size, rounds=LAPSE)) == {2}
+    assert sizes.next("gpu") == 8
 
 
 def test_a_fixed_size_is_given_up_only_for_memory() -> None:
     sizes = BatchSizes(5, 8)
     assert sizes_of(sizes, lambda size: float(size), lambda size: 0.99, rounds=3) == [5, 5, 5]
     sizes.out_of_memory("gpu", 5)
-    assert sizes.next("gpu") == 4
+    assert sizes.next("gpu") == 2
     assert BatchSizes(20, 8).next("gpu") == 20  # the largest is for those that are tried out
 
 
@@ -85,7 +99,7 @@ def test_kinds_of_workers_are_apart() -> None:
     sizes.out_of_memory("gpu", 4)
     assert sizes.next("CPU") == 1
     sizes.note("CPU", 1, 1.0, 0.1)
-    assert sizes.next("CPU") == 2 and sizes.next("gpu") == 3
+    assert sizes.next("CPU") == 2 and sizes.next("gpu") == 2
 
 
 def test_the_best_of_several_measurements_counts() -> None:
@@ -119,12 +133,12 @@ def test_whatever_is_measured_a_size_is_possible(
     for size, event, seconds, memory in events:
         if event == "memory":
             sizes.out_of_memory("gpu", size)
-            too_large.append(size)
+            too_large += [size] if size > 1 else []
         else:
             sizes.note("gpu", size, seconds, memory)
         following = sizes.next("gpu")
         assert 1 <= following <= (largest if fixed is None else fixed)
-        assert following == 1 or all(following < size for size in too_large)
+        assert all(following <= size // 2 for size in too_large)
 
 
 @pytest.mark.parametrize("largest", [1, 3, 8])
