@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.record import command_line, record  # noqa: E402
 from spatialavatar.fleet.config import FleetConfig  # noqa: E402
-from spatialavatar.fleet.pipeline import Job, Outcome  # noqa: E402
+from spatialavatar.fleet.pipeline import Job, Outcome, Timing  # noqa: E402
 from spatialavatar.fleet.records import RECORD_FORMAT, RECORDS, VERSION, Recipe, write_record  # noqa: E402
 from spatialavatar.fleet.run import FleetRun, Selection  # noqa: E402
 from spatialavatar.fleet.status import Status  # noqa: E402
@@ -47,9 +47,9 @@ class StubWork:
     def prepare(self, job: Job) -> Job:
         return job
 
-    def optimise(self, batch: list[Job], stop: Any) -> tuple[list[Any], float | None]:
+    def optimise(self, batch: list[Job], stop: Any) -> tuple[list[Any], Timing]:
         time.sleep(self._seconds * len(batch))
-        return list(batch), None
+        return list(batch), Timing(len(batch), None, 0.0)
 
     def deliver(self, job: Job, result: Any) -> dict[str, Any]:
         kept = self.record(job)
@@ -70,9 +70,6 @@ class StubWork:
             "attempts": job.attempts,
             "worker": "stub",
         }
-
-    def memory(self) -> float:
-        return 0.0
 
     def progress(self) -> float:
         return 0.0

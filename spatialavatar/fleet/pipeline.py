@@ -1,8 +1,9 @@
 """A worker's three lanes: while one batch is optimised, the next is read and the last is written.
 
 Each lane is one thread, so that each stage has one batch at a time, in order, and the processor that optimises never
-waits for a disk or a store. The work itself is anything with the three stages (work.py; tests and benchmarks have
-others).
+waits for a disk or a store. A fourth thread writes the checkpoints, so that they do not wait for finished avatars. The
+work itself is anything with the three stages (work.py; tests and benchmarks have others), which also says what its
+device's errors mean.
 """
 
 import faulthandler
@@ -14,9 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
-
-import torch
+from typing import Any, Literal, NoReturn, Protocol, TypeVar
 
 from spatialavatar.errors import SpatialAvatarError, StoreError
 from spatialavatar.evaluation.footage import reason_of
@@ -25,6 +24,8 @@ from spatialavatar.fleet.subjects import FleetSubject
 T = TypeVar("T")
 PREPARED_AT_MOST = 1  # batches, beside the one that is optimised: their frames are in memory
 _LOOK = 1.0  # seconds between looks at the clock
+_STDERR = 2  # of the process, whatever Python writes to
+_GRACE = 60.0  # seconds after a deadline until the process ends without Python's help
 # "shared": the whole batch failed, and nobody knows by whom
 Kind = Literal["done", "error", "shared", "store", "memory", "stopped"]
 
@@ -51,14 +52,27 @@ class Outcome:
 @dataclass(frozen=True)
 class BatchReport:
     outcomes: list[Outcome]
-    optimised: int  # subjects that were optimised together
+    optimised: int  # subjects that were optimised together, at most
     optimising_seconds: float  # that the optimising lane was at work on the batch
     step_seconds: float | None  # for an iteration of one subject, the median; None when there were too few
+    memory: float  # share of the worker's memory in use at most while it was optimised; 0 when it did not end
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What optimising a batch took."""
+
+    together: int  # subjects of its largest part that is one optimisation
+    seconds: float | None  # for an iteration of one subject of that part, the median; None when there were too few
     memory: float  # share of the worker's memory in use at most
 
 
 class OutOfMemory(Exception):
-    """A batch does not fit into the memory of the worker's device."""
+    """A subject, or a batch, does not fit into the memory of the worker's device. Says what to do."""
+
+
+class Broken(Exception):
+    """The worker's device is of no more use to this process: it ends, and another one takes its place."""
 
 
 class Stopped(Exception):
@@ -70,22 +84,19 @@ class Work(Protocol):
 
     def prepare(self, job: Job) -> Any: ...
 
-    def optimise(self, batch: list[Any], stop: Callable[[], bool]) -> tuple[list[Any], float | None]:
-        """A result or an exception for each that ``prepare`` gave, and the seconds for an iteration of one subject.
+    def optimise(self, batch: list[Any], stop: Callable[[], bool]) -> tuple[list[Any], Timing]:
+        """A result or an exception for each that ``prepare`` gave.
 
-        Raises OutOfMemory, or Stopped when ``stop`` says so."""
+        When ``stop`` says so, Stopped is raised, or returned for those that are not finished. Raises OutOfMemory.
+        Results hold nothing that takes much memory: they wait for the delivering lane."""
         ...
 
     def deliver(self, job: Job, result: Any) -> dict[str, Any]:
         """Write everything, the record last; returns the record."""
         ...
 
-    def memory(self) -> float:
-        """Share of the worker's memory that was in use at most."""
-        ...
-
     def progress(self) -> float:
-        """How much of the batch that is optimised is done, in whole subjects."""
+        """How much of what is to do for the batch that is optimised this process has done, in whole subjects."""
         ...
 
 
@@ -96,18 +107,19 @@ class Pipeline:
         enter_lane: Callable[[], None] = lambda: None,
         minutes: float = 60.0,
     ) -> None:
-        """``make_work`` gets the delivering lane, for files that are written on the way. ``enter_lane`` is called in
-        each lane's thread first. A stage that takes longer than ``minutes`` for each of its subjects ends
-        the process."""
+        """``make_work`` gets a lane of its own for files that are written on the way; ``deliver`` has to wait for those
+        of its subject. ``enter_lane`` is called in each lane's thread first. A stage that takes longer than
+        ``minutes`` for each of its subjects ends the process."""
 
         def lane(name: str) -> ThreadPoolExecutor:
             return ThreadPoolExecutor(1, name, initializer=enter_lane)
 
         self._prepare, self._optimise, self._deliver = lane("prepare"), lane("optimise"), lane("deliver")
-        self._work = make_work(self._deliver)
+        self._work = make_work(lane("uploads"))
         self._room = threading.Semaphore(1 + PREPARED_AT_MOST)
         self._stop = threading.Event()
         self._deadlines: dict[str, float] = {}
+        self._arming = threading.Lock()
         self._seconds = 60 * minutes
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
@@ -115,14 +127,17 @@ class Pipeline:
         """Take a batch through the lanes. To be called from a thread for each batch."""
         settled: dict[str, Outcome] = {}
         results: list[tuple[Job, Any]] = []
-        seconds, step_seconds = 0.0, None
+        seconds, timing = 0.0, Timing(0, None, 0.0)
         with self._room:
             ready = self._prepare.submit(self._prepared, jobs, settled).result()
             if ready:
-                results, seconds, step_seconds = self._optimise.submit(self._optimised, ready, settled).result()
+                optimised = self._optimise.submit(self._optimised, ready, settled)
+                del ready  # its frames and meshes go when they have been optimised, not when all is written
+                results, seconds, timing = optimised.result()
+                del optimised
         self._deliver.submit(self._delivered, results, settled).result()
         outcomes = [settled[job.subject.id] for job in jobs]
-        return BatchReport(outcomes, len(ready), seconds, step_seconds, self._work.memory())
+        return BatchReport(outcomes, timing.together, seconds, timing.seconds, timing.memory)
 
     def progress(self) -> float:
         """Of the batch that is optimised, in whole subjects."""
@@ -145,25 +160,26 @@ class Pipeline:
 
     def _optimised(
         self, ready: list[tuple[Job, Any]], settled: dict[str, Outcome]
-    ) -> tuple[list[tuple[Job, Any]], float, float | None]:
+    ) -> tuple[list[tuple[Job, Any]], float, Timing]:
         began = time.perf_counter()
         ids = [job.subject.id for job, _ in ready]
 
-        def all_end(kind: Kind, reason: str = "") -> tuple[list[tuple[Job, Any]], float, None]:
+        def all_end(kind: Kind, reason: str = "") -> tuple[list[tuple[Job, Any]], float, Timing]:
             settled.update((id, Outcome(id, kind, reason)) for id in ids)
-            return [], time.perf_counter() - began, None
+            return [], time.perf_counter() - began, Timing(len(ids), None, 0.0)
 
         if self._stop.is_set():
             return all_end("stopped")
         try:
             with self._deadline("optimise", len(ready)):
-                outcomes, step_seconds = self._work.optimise([prepared for _, prepared in ready], self._stop.is_set)
+                outcomes, timing = self._work.optimise([prepared for _, prepared in ready], self._stop.is_set)
         except OutOfMemory as e:
             return all_end("memory", str(e))
         except Stopped:
             return all_end("stopped")
+        except Broken as e:
+            _end(e)
         except Exception as e:
-            _end_if_broken(e)
             return all_end("shared" if len(ids) > 1 else "error", reason_of(e))
         results = []
         for (job, _), outcome in zip(ready, outcomes):
@@ -171,7 +187,7 @@ class Pipeline:
                 settled[job.subject.id] = _failed(job, outcome)
             else:
                 results.append((job, outcome))
-        return results, time.perf_counter() - began, step_seconds
+        return results, time.perf_counter() - began, timing
 
     def _delivered(self, results: list[tuple[Job, Any]], settled: dict[str, Outcome]) -> None:
         for job, result in results:
@@ -183,21 +199,37 @@ class Pipeline:
         try:
             with self._deadline(stage):
                 return action()
+        except Broken as e:
+            _end(e)
         except Exception as e:
-            _end_if_broken(e)
             settled[job.subject.id] = _failed(job, e)
             return None
 
     @contextmanager
     def _deadline(self, stage: str, subjects: int = 1) -> Iterator[None]:
-        self._deadlines[stage] = time.monotonic() + self._seconds * subjects
+        self._set_deadline(stage, time.monotonic() + self._seconds * subjects)
         try:
             yield
         finally:
+            self._set_deadline(stage, None)
+
+    def _set_deadline(self, stage: str, deadline: float | None) -> None:
+        with self._arming:
             self._deadlines.pop(stage, None)
+            if deadline is not None:
+                self._deadlines[stage] = deadline
+            if self._deadlines:
+                seconds = max(0.0, min(self._deadlines.values()) - time.monotonic()) + _GRACE
+                faulthandler.dump_traceback_later(seconds, exit=True, file=_STDERR)
+            else:
+                faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
-        """Ends the process when a stage takes too long, even one in code that never returns."""
+        """Ends the process when a stage takes too long, also one that waits for ever.
+
+        Code that never lets go of the interpreter stops this thread as well; faulthandler's, which needs no
+        interpreter, ends the process then, ``_GRACE`` later.
+        """
         while True:
             time.sleep(_LOOK)
             if any(time.monotonic() > deadline for deadline in list(self._deadlines.values())):
@@ -205,16 +237,16 @@ class Pipeline:
                 os._exit(1)
 
 
-def _end_if_broken(error: Exception) -> None:
-    """After an error of the GPU itself every further call fails: the process ends, and another one takes its place."""
-    if isinstance(error, RuntimeError) and "CUDA error" in str(error) and not isinstance(error, torch.OutOfMemoryError):
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        os._exit(1)
+def _end(error: Broken) -> NoReturn:
+    print(error, file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _failed(job: Job, error: Exception) -> Outcome:
+    if isinstance(error, Stopped):
+        return Outcome(job.subject.id, "stopped")
     kind: Kind = "store" if isinstance(error, StoreError) else "error"
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, OutOfMemory):
         kind = "memory"
-    reason = str(error) if isinstance(error, SpatialAvatarError) else reason_of(error)
+    reason = str(error) if isinstance(error, (SpatialAvatarError, OutOfMemory)) else reason_of(error)
     return Outcome(job.subject.id, kind, " ".join(reason.split())[:1000])

@@ -1,5 +1,6 @@
 """The work of a fleet on one subject: read it, refine it, measure it, write it (the stages of pipeline.py)."""
 
+import gc
 import os
 import platform
 import resource
@@ -9,7 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from spatialavatar.evaluation.contact_sheet import thumbnail
 from spatialavatar.evaluation.self_reenactment import compare, evaluate, measured_frames
 from spatialavatar.fleet.config import FleetConfig
 from spatialavatar.fleet.gate import review, tracking_residual
-from spatialavatar.fleet.pipeline import Job, OutOfMemory, Stopped
+from spatialavatar.fleet.pipeline import Broken, Job, OutOfMemory, Stopped, Timing
 from spatialavatar.fleet.records import (
     AVATARS,
     LOG,
@@ -54,7 +55,9 @@ from spatialavatar.refine import (
     refine_batch,
     template_start,
 )
+from spatialavatar.refine.run import without_traceback
 
+T = TypeVar("T")
 READERS = 16  # frames of a clip that are asked for at once
 THUMBNAIL_SIZE = 192  # pixels of the longer side of each of its pictures
 _TIMED = 20  # iterations, at least, before their time says something
@@ -85,10 +88,12 @@ class Ready:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """A refined subject, its metrics and its picture, on the CPU."""
+    """All that is written of a refined subject. It may wait for the store, so frames and meshes are not among it."""
 
-    refined: Refined
-    avatar: Avatar
+    log: bytes  # JSON lines
+    iterations: int
+    seconds: float  # spent optimising
+    avatar: Avatar  # on the CPU
     report: dict[str, Any]
     residual: float | None
     thumbnail: bytes  # JPEG
@@ -96,9 +101,11 @@ class Measured:
 
 class RefineWork:
     def __init__(self, given: Given, device: torch.device | str, uploads: ThreadPoolExecutor) -> None:
-        """Raises SpatialAvatarError: a generator of another head, encoder weights that are missing."""
+        """``uploads`` has one thread, in which checkpoints are written.
+
+        Raises SpatialAvatarError: a generator of another head, encoder weights that are missing."""
         self._given, self._config, self._uploads = given, given.config, uploads
-        self._device = torch.device(device)
+        self._device = _with_index(torch.device(device))
         self._head = given.head.on(self._device)
         self._lpips = None if given.lpips is None else Lpips(given.lpips, self._device)
         self._generator: LoadedGenerator | None = None
@@ -107,45 +114,28 @@ class RefineWork:
             made = build_generator(facts.config, given.head, given.generator_file, facts, given.weights)
             self._generator = LoadedGenerator(made.to(self._device).eval(), facts, given.generator_file)
         else:
-            self._template = template_start(self._head, self._config.refine.uv_resolution)
+            # on the CPU, so that its last bits, and with them the checkpoints' inputs, are the same on all workers
+            self._template = template_start(given.head, self._config.refine.uv_resolution)
         self._progress = 0.0
 
     def prepare(self, job: Job) -> Ready:
-        clip = in_memory(open_subject(job.subject))
-        clip.require_head(self._given.head)
-        start = self._template
-        if start is None:
-            assert self._generator is not None
-            start = generator_start(
-                clip, self._given.head, self._generator, self._config.sources, self._config.refine.seed
-            )
-        folder = files.join(self._config.output, UNFINISHED, job.name)
-        prepared = prepare(clip, self._head, start, self._config.refine, folder, self._device)
-        prepared.subject.preload()
-        return Ready(prepared, tracking_residual(clip, self._given.head))
+        return _on_device(lambda: self._ready(job), "takes more memory than the GPU has; lower refine.resolution")
 
-    def optimise(self, batch: list[Ready], stop: Callable[[], bool]) -> tuple[list[Measured | Exception], float | None]:
-        """Subjects of one image size at a time; then each is measured."""
-        sizes = [(ready.prepared.subject.width, ready.prepared.subject.height) for ready in batch]
-        outcomes: list[Refined | Exception] = [RuntimeError("not refined")] * len(batch)
-        steps: list[float] = []
+    def optimise(self, batch: list[Ready], stop: Callable[[], bool]) -> tuple[list[Measured | Exception], Timing]:
+        """Subjects of one image size at a time; then each that is finished is measured, even after a stop."""
+        _forget_peak(self._device)
         try:
-            for size in sorted(set(sizes)):
-                rows = [row for row, other in enumerate(sizes) if other == size]
-                of_size = self._refined([batch[row].prepared for row in rows], stop, steps)
-                for row, outcome in zip(rows, of_size):
-                    outcomes[row] = outcome
+            measured, together, steps = _on_device(
+                lambda: self._optimised(batch, stop),
+                f"a batch of {len(batch)} does not fit into the GPU; lower refine.resolution",
+            )
+        finally:
             self._progress = 0.0
-            measured = [
-                outcome if isinstance(outcome, Exception) else self._measured(outcome, ready.residual)
-                for ready, outcome in zip(batch, outcomes)
-            ]
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            raise OutOfMemory(f"a batch of {len(batch)} does not fit into the GPU; lower refine.resolution") from None
-        return measured, statistics.median(steps) if len(steps) >= _TIMED else None
+        seconds = statistics.median(steps) if len(steps) >= _TIMED else None
+        return measured, Timing(together, seconds, self._memory())
 
     def deliver(self, job: Job, result: Measured) -> Record:
+        """Write what the subject became, the record last, and remove its checkpoints."""
         out = self._config.output
         look = result.avatar.appearance
         assert isinstance(look, StaticAppearance)
@@ -153,7 +143,7 @@ class RefineWork:
         content = files.content_hash({n: t.numpy() for n, t in look.gaussians.tensors().items()})
         place = f"{AVATARS}/{job.subject.id}.{content[:12]}"
         folder = files.join(out, place)
-        files.write_bytes(files.join(folder, LOG), result.refined.log)
+        files.write_bytes(files.join(folder, LOG), result.log)
         files.write_json(files.join(folder, METRICS), result.report)
         files.write_bytes(files.join(folder, THUMBNAIL), result.thumbnail)
         write_avatar(folder, result.avatar)
@@ -169,8 +159,8 @@ class RefineWork:
             "avatar": place,
             "metrics": metrics,
             "review": review(self._config.gate, metrics),
-            "iterations": result.refined.iterations,
-            "seconds": round(result.refined.seconds, 3),
+            "iterations": result.iterations,
+            "seconds": round(result.seconds, 3),
             "attempts": job.attempts,
             "worker": worker_name(self._device),
             "finished": now(),
@@ -179,27 +169,60 @@ class RefineWork:
             "spatialavatar": __version__,
         }
         write_record(out, job.name, record)
+        self._uploads.submit(lambda: None).result()  # what is still written would come back after it was removed
         files.remove(files.join(out, UNFINISHED, job.name))
         return record
-
-    def memory(self) -> float:
-        if self._device.type == "cuda":
-            free, total = torch.cuda.mem_get_info(self._device)
-            reserved = torch.cuda.memory_reserved(self._device)
-            in_use = total - free - reserved + torch.cuda.max_memory_allocated(self._device)  # with other processes
-            torch.cuda.reset_peak_memory_stats(self._device)
-            return in_use / total
-        share = self._config.workers.cpus / (os.cpu_count() or 1)
-        installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / (installed * min(1.0, share))
 
     def progress(self) -> float:
         return self._progress
 
+    def _ready(self, job: Job) -> Ready:
+        clip = in_memory(open_subject(job.subject))
+        clip.require_head(self._given.head)
+        start = self._template
+        if start is None:
+            assert self._generator is not None
+            start = generator_start(
+                clip, self._given.head, self._generator, self._config.sources, self._config.refine.seed
+            )
+        folder = files.join(self._config.output, UNFINISHED, job.name)
+        prepared = prepare(clip, self._head, start, self._config.refine, folder, self._device)
+        prepared.subject.preload()
+        return Ready(prepared, tracking_residual(clip, self._given.head))
+
+    def _optimised(
+        self, batch: list[Ready], stop: Callable[[], bool]
+    ) -> tuple[list[Measured | Exception], int, list[float]]:
+        """With the size of the largest group, and the seconds that each of its iterations took, for one subject."""
+        sizes = [(ready.prepared.subject.width, ready.prepared.subject.height) for ready in batch]
+        groups = [[row for row, other in enumerate(sizes) if other == size] for size in sorted(set(sizes))]
+        outcomes: list[Refined | Exception] = [Stopped()] * len(batch)
+        done: dict[int, float] = {}  # by row, the share that this process has done of what it had to do
+        largest = max(groups, key=len)
+        steps: list[float] = []
+        for rows in groups:
+            if stop():
+                break
+            taken: list[float] = []
+            of_size = self._refined(rows, [batch[row].prepared for row in rows], stop, taken, done)
+            steps = taken if rows is largest else steps
+            for row, outcome in zip(rows, of_size):
+                outcomes[row] = outcome
+        measured = [
+            outcome if isinstance(outcome, Exception) else self._measured(outcome, ready.residual)
+            for ready, outcome in zip(batch, outcomes)
+        ]
+        return measured, len(largest), steps
+
     def _refined(
-        self, batch: list[Prepared], stop: Callable[[], bool], steps: list[float]
+        self,
+        rows: list[int],
+        batch: list[Prepared],
+        stop: Callable[[], bool],
+        steps: list[float],
+        done: dict[int, float],
     ) -> list[Refined | Exception]:
-        """Adds to ``steps`` the seconds that each iteration took, for one subject."""
+        """Adds to ``steps`` the seconds that each iteration took, for one subject; keeps ``done`` of each row."""
         last = None
 
         def observe(progress: list[Progress]) -> None:
@@ -208,7 +231,9 @@ class RefineWork:
             if last is not None and len(progress) == len(batch):
                 steps.append((now - last) / len(batch))
             last = now
-            self._progress = sum(p.iteration / max(p.iterations, 1) for p in progress)
+            for p in progress:
+                done[rows[p.place]] = (p.iteration - p.first) / max(p.iterations, 1)
+            self._progress = sum(done.values())
             if stop():
                 raise StopRefinement
 
@@ -217,14 +242,14 @@ class RefineWork:
                 batch, self._head, self._config.refine, start_over=True, observe=observe, uploads=self._uploads
             )
         except StopRefinement:
-            raise Stopped from None
+            return [Stopped() for _ in batch]
 
     def _measured(self, refined: Refined, residual: float | None) -> Measured | Exception:
         config, clip = self._config, refined.prepared.subject.clip
         try:
             out = files.join(config.output, AVATARS, "ID")  # as deep as its place will be
             avatar = finished_avatar(refined, self._head, config.refine, out, self._given.head_file)
-            renderer = AvatarRenderer(avatar, self._given.head, self._device)
+            renderer = AvatarRenderer(avatar, self._head, self._device)
             split, limit = measured_frames(clip, config.evaluation.frames)
             behind = torch.ones(3) if clip.matte_kind == "alpha" else torch.zeros(3)
             report = evaluate(
@@ -239,11 +264,55 @@ class RefineWork:
             worst = FrameIndex(report["worst_frame"]["instant"], report["worst_frame"]["camera"])
             [shown] = compare(renderer, clip, [worst], THUMBNAIL_SIZE, behind)
             picture = encode(thumbnail(shown, renderer), "jpg")
-            return Measured(refined, avatar, report, residual, picture)
-        except torch.OutOfMemoryError:
+            return Measured(refined.log, refined.iterations, refined.seconds, avatar, report, residual, picture)
+        except Exception as e:
+            if isinstance(e, torch.OutOfMemoryError) or _is_broken(e):
+                raise
+            return without_traceback(e)  # of this subject; the others may be sound
+
+    def _memory(self) -> float:
+        """Share of the worker's memory that was in use at most since the peak was forgotten."""
+        if self._device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(self._device)
+            reserved = torch.cuda.memory_reserved(self._device)
+            in_use = total - free - reserved + torch.cuda.max_memory_allocated(self._device)  # with other processes
+            return in_use / total
+        share = self._config.workers.cpus / (os.cpu_count() or 1)
+        installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / (installed * min(1.0, share))
+
+
+def _on_device(action: Callable[[], T], too_large: str) -> T:
+    """What the errors of torch mean to a fleet. Raises OutOfMemory, with all freed that can be, and Broken."""
+    try:
+        return action()
+    except torch.OutOfMemoryError:
+        pass
+    except RuntimeError as e:
+        if not _is_broken(e):
             raise
-        except Exception as e:  # of this subject; the others may be sound
-            return e
+        raise Broken(f"{type(e).__name__}: {e}") from None
+    # out of the handler, in which the error's traceback still holds the frames that hold the tensors
+    gc.collect()
+    torch.cuda.empty_cache()
+    raise OutOfMemory(too_large)
+
+
+def _is_broken(error: Exception) -> bool:
+    """An error of the GPU itself, after which every further call of the process fails."""
+    return isinstance(error, RuntimeError) and "CUDA error" in str(error)
+
+
+def _with_index(device: torch.device) -> torch.device:
+    """As tensors name their device; a plain 'cuda' would never be equal to it, and everything copied."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def in_memory(clip: TrackedClip) -> TrackedClip:

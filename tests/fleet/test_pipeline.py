@@ -3,16 +3,26 @@
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from spatialavatar.errors import SpatialAvatarError, StoreError
-from spatialavatar.fleet.pipeline import PREPARED_AT_MOST, BatchReport, Job, OutOfMemory, Pipeline, Stopped
+from spatialavatar.fleet import pipeline as pipeline_module
+from spatialavatar.fleet.pipeline import (
+    PREPARED_AT_MOST,
+    BatchReport,
+    Job,
+    OutOfMemory,
+    Pipeline,
+    Stopped,
+    Timing,
+)
 from spatialavatar.fleet.subjects import FleetSubject
 
 PATIENCE = 60.0  # seconds until a test that waits in vain fails; no test waits for long when all is well
@@ -20,6 +30,10 @@ PATIENCE = 60.0  # seconds until a test that waits in vain fails; no test waits 
 
 def job(id: str) -> Job:
     return Job(FleetSubject(id, f"clips/{id}"), f"{id}.0", 1)
+
+
+class Text(str):
+    """One that a test can see go."""
 
 
 class Fake:
@@ -34,6 +48,7 @@ class Fake:
         self._more = threading.Condition()
         self.threads: dict[str, set[str]] = {}
         self.results: dict[str, Any] = {}  # by id, what optimise gives instead
+        self.held: dict[str, weakref.ref[Text]] = {}  # by id, what it prepared
 
     def _do(self, stage: str, what: str) -> None:
         with self._more:
@@ -49,21 +64,20 @@ class Fake:
 
     def prepare(self, job: Job) -> str:
         self._do("prepare", job.subject.id)
-        return f"prepared {job.subject.id}"
+        prepared = Text(f"prepared {job.subject.id}")
+        self.held[job.subject.id] = weakref.ref(prepared)
+        return prepared
 
-    def optimise(self, batch: list[str], stop: Callable[[], bool]) -> tuple[list[Any], float | None]:
+    def optimise(self, batch: list[str], stop: Callable[[], bool]) -> tuple[list[Any], Timing]:
         self.stop = stop
         ids = [prepared.removeprefix("prepared ") for prepared in batch]
         self._do("optimise", "".join(ids))
-        return [self.results.get(id, f"refined {id}") for id in ids], 0.25 * len(ids)
+        return [self.results.get(id, f"refined {id}") for id in ids], Timing(len(ids), 0.25 * len(ids), 0.5)
 
     def deliver(self, job: Job, result: Any) -> dict[str, Any]:
         assert result == f"refined {job.subject.id}"
         self._do("deliver", job.subject.id)
         return {"id": job.subject.id, "attempts": job.attempts}
-
-    def memory(self) -> float:
-        return 0.5
 
     def progress(self) -> float:
         return 1.5
@@ -107,6 +121,30 @@ def test_each_stage_has_one_thread_which_is_made_ready_first() -> None:
     assert len(set.union(*work.threads.values())) == 3
     assert sorted(entered) == sorted(set.union(*work.threads.values()))
     assert pipeline.progress() == 1.5
+
+
+def test_what_was_optimised_is_not_kept_for_delivery(batches: Callable[..., Any]) -> None:
+    """While the results wait, also behind those of another batch, frames and meshes are gone already."""
+    go_on = threading.Event()
+    work = Fake(deliver_a=lambda: wait(go_on))
+    pipeline = Pipeline(lambda uploads: work)
+    reports = [batches(pipeline, "ab")]
+    work.until("deliver a")
+    reports += [batches(pipeline, "c")]
+    work.until("optimise c")
+    pipeline._optimise.submit(int).result(PATIENCE)  # now the lane has let go of what it did before
+    assert [work.held[id]() for id in "abc"] == [None] * 3 and "deliver c" not in work.events
+    go_on.set()
+    assert [kinds(report.result(PATIENCE)) for report in reports] == [{"a": "done", "b": "done"}, {"c": "done"}]
+
+
+def test_the_largest_part_that_was_optimised_together_is_told() -> None:
+    class InParts(Fake):
+        def optimise(self, batch: list[str], stop: Callable[[], bool]) -> tuple[list[Any], Timing]:
+            return super().optimise(batch, stop)[0], Timing(2, 0.1, 0.7)
+
+    report = refine(InParts(), "abc")
+    assert (report.optimised, report.step_seconds, report.memory) == (2, 0.1, 0.7)
 
 
 def test_stages_overlap(batches: Callable[..., Any]) -> None:
@@ -162,6 +200,8 @@ def raises(error: Exception) -> Callable[[], Any]:
 ERRORS = [
     (SpatialAvatarError("the clip\nis damaged"), "error", "the clip is damaged"),
     (StoreError("no answer"), "store", "no answer"),
+    (OutOfMemory("does not fit; lower the resolution"), "memory", "does not fit; lower the resolution"),
+    (Stopped(), "stopped", ""),
     (KeyError("x"), "error", "KeyError: 'x'"),
     (OSError(28, "No space left"), "error", "[Errno 28] No space left"),
     (ValueError("long " * 1000), "error", None),
@@ -208,25 +248,21 @@ def test_what_hits_the_whole_batch(error: Exception, kind: str, reason: str) -> 
     assert kinds(pipeline.refine([job("d")])) == {"d": "done"}
 
 
-def test_too_little_gpu_memory_is_said_in_words() -> None:
-    [outcome] = refine(Fake(prepare_a=raises(torch.OutOfMemoryError("CUDA out of memory. Tried ..."))), "a").outcomes
-    assert (outcome.kind, outcome.reason) == ("memory", "takes more memory than the GPU has; lower the resolution")
-
-
 def test_what_hits_a_batch_of_one_is_its_own() -> None:
     assert kinds(refine(Fake(optimise_a=raises(RuntimeError("shapes differ"))), "a")) == {"a": "error"}
 
 
 @pytest.mark.parametrize("stage", ["prepare", "optimise", "deliver"])
-def test_an_error_of_the_gpu_itself_ends_the_process(stage: str) -> None:
+def test_a_broken_device_ends_the_process(stage: str) -> None:
     program = f"""
+from spatialavatar.fleet.pipeline import Broken
 from tests.fleet.test_pipeline import Fake, raises, refine
-refine(Fake({stage}_a=raises(RuntimeError("CUDA error: an illegal memory access was encountered"))), "a")
+refine(Fake({stage}_a=raises(Broken("CUDA error: an illegal memory access"))), "a")
 """
     ended = subprocess.run(
         [sys.executable, "-c", program], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300
     )
-    assert ended.returncode == 1 and ended.stderr.splitlines()[-1].startswith("RuntimeError: CUDA error: an illegal")
+    assert ended.returncode == 1 and ended.stderr.splitlines()[-1] == "CUDA error: an illegal memory access"
 
 
 def test_stopping(batches: Callable[..., Any]) -> None:
@@ -266,39 +302,28 @@ def test_stopping(batches: Callable[..., Any]) -> None:
     assert kinds(pipeline.refine([job("e")])) == {"e": "stopped"} and "prepare e" not in work.events
 
 
-def test_uploads_come_before_what_is_delivered(batches: Callable[..., Any]) -> None:
-    """Files that the optimising lane hands over are written in their order, then the results, of one batch after
-    the other: a record is the last of its subject."""
-    order: list[str] = []
+def test_checkpoints_do_not_wait_for_what_is_delivered(batches: Callable[..., Any]) -> None:
+    """One that the optimising lane hands over and waits for is written while an earlier batch's delivery hangs."""
     lanes: list[ThreadPoolExecutor] = []
-    blocked = threading.Event()
+    entered: list[str] = []
+    written = threading.Event()
 
-    def upload(*names: str) -> Callable[[], None]:
-        def hook() -> None:
-            for name in names:
-                lanes[0].submit(order.append, name)
+    def checkpoint() -> None:
+        lanes[0].submit(lambda: entered.append(threading.current_thread().name)).result(PATIENCE)
+        written.set()
 
-        return hook
-
-    work = Fake(
-        optimise_ab=upload("checkpoint a", "checkpoint b", "checkpoint a2"),
-        optimise_c=lambda: (upload("checkpoint c")(), blocked.set()),
-        deliver_a=lambda: (wait(blocked), order.append("record a")),
-        deliver_b=lambda: order.append("record b"),
-        deliver_c=lambda: order.append("record c"),
-    )
+    work = Fake(deliver_a=lambda: wait(written), optimise_b=checkpoint)
 
     def make(uploads: ThreadPoolExecutor) -> Fake:
         lanes.append(uploads)
         return work
 
-    pipeline = Pipeline(make)
-    first = batches(pipeline, "ab")
+    pipeline = Pipeline(make, lambda: entered.append(threading.current_thread().name))
+    first = batches(pipeline, "a")
     work.until("deliver a")
-    second = batches(pipeline, "c")
-    first.result(PATIENCE), second.result(PATIENCE)
-    assert order[:5] == ["checkpoint a", "checkpoint b", "checkpoint a2", "record a", "record b"]
-    assert order[5:] == ["checkpoint c", "record c"]
+    second = batches(pipeline, "b")
+    assert kinds(first.result(PATIENCE)) == {"a": "done"} and kinds(second.result(PATIENCE)) == {"b": "done"}
+    assert len(set(entered)) == 4 and len(entered) == 5  # made ready as the others, and the one upload
 
 
 def test_what_cannot_be_made_is_told() -> None:
@@ -348,6 +373,46 @@ def test_a_stage_beyond_its_minutes_ends_the_process(stage: str) -> None:
     )
     assert (ended.returncode, ended.stdout) == (1, "after 59 minutes\n"), ended.stderr
     assert " in hang" in ended.stderr and f" in {stage.partition('_')[0]}" in ended.stderr
+
+
+_DEAF = """
+import ctypes
+from spatialavatar.fleet import pipeline
+from tests.fleet.test_pipeline import Fake, job
+
+pipeline._GRACE = 0.1
+pipeline._LOOK = 1000
+hang = ctypes.PyDLL(None).pause  # keeps the interpreter for itself
+pipeline.Pipeline(lambda uploads: Fake(optimise_a=hang), minutes=0.001).refine([job("a")])
+"""
+
+
+def test_a_stage_that_keeps_the_interpreter_is_ended_too() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", _DEAF], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert ended.returncode == 1 and "Timeout" in ended.stderr and " in optimise" in ended.stderr
+
+
+def test_the_end_without_python_is_set_for_the_earliest_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time a stage begins or ends; none is left behind."""
+    now = [0.0]
+    calls: list[float | None] = []
+    pipeline = Pipeline(lambda uploads: Fake(), minutes=1.0)
+    monkeypatch.setattr(pipeline_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(
+        pipeline_module,
+        "faulthandler",
+        SimpleNamespace(
+            dump_traceback_later=lambda seconds, exit, file: calls.append(seconds - pipeline_module._GRACE),
+            cancel_dump_traceback_later=lambda: calls.append(None),
+        ),
+    )
+    with pipeline._deadline("optimise", 3):
+        now[0] = 10.0
+        with pipeline._deadline("prepare"):
+            now[0] = 30.0
+    assert calls == [180.0, 60.0, 150.0, None]
 
 
 def test_stages_within_their_minutes_end_nothing() -> None:
