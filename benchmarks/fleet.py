@@ -90,6 +90,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     )
     began = time.perf_counter()
     fleet = FleetRun(config, RECIPE, read_subjects(config.subjects), Selection())
+    fleet.begin()
     read = time.perf_counter()
     ray.init(address="local", num_cpus=options.workers, log_to_driver=False, logging_level="error")
     connected = time.perf_counter()
@@ -139,6 +140,7 @@ def simulated(options: argparse.Namespace) -> dict[str, Any]:
     config = FleetConfig(subjects=str(options.work / "subjects.jsonl"), output=str(options.work / "out"))
     began = time.perf_counter()
     fleet = FleetRun(config, RECIPE, read_subjects(config.subjects), Selection())
+    fleet.begin()
     read = time.perf_counter()
     stub = StubWork((config.output, 0.0), None, None)  # type: ignore[arg-type]
     out = fleet.ledger.take(SIMULATED_WORKERS)

@@ -12,12 +12,18 @@ from spatialavatar.cli.console import fail
 from spatialavatar.errors import SpatialAvatarError
 
 
+class Interrupted(Exception):
+    """By the user or the job's end, where another command than the same goes on; the message says which."""
+
+
 def run(app: typer.Typer, name: str) -> None:
     """Exit codes as of the ``spatialavatar`` command: 0 done, 2 the user's input, 1 our fault, 130 interrupted."""
     try:
         app(prog_name=f"python -m {name}")
     except SpatialAvatarError as e:
         fail(str(e), 2)
+    except Interrupted as e:
+        fail(f"interrupted; {e}", 130)
     except (KeyboardInterrupt, SystemExit) as e:
         if isinstance(e, SystemExit) and e.code != 130:  # what typer makes of an interruption
             raise

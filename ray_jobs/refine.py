@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ray_jobs.command import output_folder, run, stop_on_term
+from ray_jobs.command import Interrupted, output_folder, run, stop_on_term
 
 if TYPE_CHECKING:
     import torch
@@ -151,9 +151,11 @@ def refine(
     if not fleet.ledger.open:
         fleet.know_all()
     if fleet.open:
+        connect(address, usable_cpus())  # before another run in the same output has to end for this one
+    fleet.begin()
+    if fleet.open:
         gauges = _Gauges(settings.output)
         try:
-            connect(address, usable_cpus())
             stop_on_term()
             from ray_jobs.refine_pool import Pool
 
@@ -167,16 +169,20 @@ def refine(
         except KeyboardInterrupt:
             state = "stopped"
         except Exception:
-            with contextlib.suppress(SpatialAvatarError):  # the reason is the error that there is
+            with contextlib.suppress(SpatialAvatarError, OSError):  # the reason is the error that there is
                 fleet.finish("failed", swept=False)
             raise
     told = fleet.finish(state, swept=state == "finished")
+    for note in told["notes"]:
+        say(note)
     status = told["status"]
     review = f", {status['review']} of them to review" if status["review"] else ""
     typer.echo(f"{settings.output}: {status['done']} of {status['total']} done, {told['new']} new{review}")
     if status["failed"]:
         typer.echo(f"{status['failed']} given up or refused, with reasons in {settings.output}/summary.md")
     if state == "stopped":
+        if not resume:
+            raise Interrupted("go on without --no-resume, which would start over")
         raise KeyboardInterrupt
     if status["left"]:
         raise SpatialAvatarError(

@@ -7,7 +7,7 @@ written after everything that it names.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -51,7 +51,7 @@ class Recipe:
 class Failure:
     """One try of a subject that did not end well."""
 
-    kind: str  # error or crash
+    kind: str  # error, crash or store; those of a store are not kept in files
     reason: str
     worker: str
     time: str  # UTC, ISO 8601
@@ -89,16 +89,38 @@ def _fits_a_table(record: Record) -> bool:
     return finite and whole and all(isinstance(text, str) for text in texts)
 
 
+def write_records(out: files.Location, records: Mapping[str, Record]) -> None:
+    """Many at once, by name. Raises StoreError."""
+    with ThreadPoolExecutor(READERS) as pool:
+        for _ in pool.map(lambda item: write_record(out, *item), records.items()):
+            pass
+
+
 def read_records(out: files.Location, names: Iterable[str]) -> Iterator[tuple[str, Record | SpatialAvatarError]]:
-    """Each record or what is wrong with it, many at once, by name."""
+    """Each record or what is wrong with it, many at once, by name. Raises StoreError."""
+    for name, record in try_records(out, names):
+        if isinstance(record, StoreError):
+            raise record
+        yield name, record
+
+
+def try_records(out: files.Location, names: Iterable[str]) -> Iterator[tuple[str, Record | SpatialAvatarError]]:
+    """The same, where a StoreError is what is wrong with a record; after some of them the store is asked no more."""
+    silent: list[StoreError] = []
 
     def read(name: str) -> Record | SpatialAvatarError:
+        if len(silent) >= READERS:
+            return silent[-1]
         try:
             return read_record(out, name)
-        except StoreError:
-            raise
+        except StoreError as e:
+            silent.append(e)
+            return e
         except SpatialAvatarError as e:
             return e
+        except OSError as e:  # of a local disk
+            silent.append(StoreError(f"{out}: {name} cannot be read ({e.strerror or e})"))
+            return silent[-1]
 
     ordered = sorted(names)
     with ThreadPoolExecutor(READERS) as pool:

@@ -1,20 +1,22 @@
 """One run of a fleet: what is finished, who is still to be refined, and what is told of it.
 
 The driver's side, without a cluster: ``ray_jobs/refine_pool.py`` takes cases from the ledger and brings outcomes back.
+A store that does not answer for a while costs a run nothing that can wait: it is asked again, and at last noted.
 """
 
+import contextlib
 import difflib
 import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from spatialavatar import __version__, files
-from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.errors import SpatialAvatarError, StoreError
 from spatialavatar.fleet.config import FleetConfig
 from spatialavatar.fleet.gate import review
 from spatialavatar.fleet.ledger import Case, Ledger
@@ -32,8 +34,9 @@ from spatialavatar.fleet.records import (
     read_failures,
     read_records,
     remove,
+    try_records,
     write_failure,
-    write_record,
+    write_records,
 )
 from spatialavatar.fleet.status import Rate, State, Status, now, write_status
 from spatialavatar.fleet.subjects import FleetSubject, Listing, read_subjects, source_version
@@ -45,7 +48,7 @@ SETTINGS = "fleet.json"
 FORMAT = "spatialavatar-fleet"
 VERSION = 1
 SECONDS_BETWEEN_WRITES = {True: 5.0, False: 15.0}  # of the status, by whether the output is a local folder
-SECONDS_BETWEEN_CHECKS = 30.0  # whether the source has changed
+SECONDS_BETWEEN_CHECKS = 30.0  # whether the source has changed, and of a store that did not answer
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,19 @@ class Selection:
     again: bool = False  # finished ones, too
 
 
+@dataclass(frozen=True)
+class _Read:
+    """What was found in records of earlier runs."""
+
+    verdicts: dict[str, Record]  # by name; those that another gate judges otherwise
+    unanswered: dict[str, StoreError]  # by name; those that the store did not give
+
+
 class FleetRun:
     def __init__(self, config: FleetConfig, recipe: Recipe, listing: Listing, selection: Selection) -> None:
-        """Looks at what the output holds. Raises SpatialAvatarError: other settings there, an ID that is not listed."""
+        """Looks at what the output holds, and writes nothing there before ``begin``.
+
+        Raises SpatialAvatarError: other settings there, an ID that is not listed."""
         self.config, self.recipe = config, recipe
         self.ledger = Ledger(config.attempts)
         self.total_seconds = self.optimising_seconds = 0.0  # of all workers
@@ -67,8 +80,7 @@ class FleetRun:
         self.partly_done = 0.0  # of the subjects that are out, in whole subjects
         self._out, self._selection = config.output, selection
         self._listing = listing
-        self._wanted = chosen(listing, selection.only)
-        self._names = {subject.id: recipe.name(subject) for subject in self._wanted}
+        self._want(chosen(listing, selection.only))
         self._records: dict[str, Record] = {}  # by name; known ones, whoever made them
         self._given_up: dict[str, Case] = {}  # in earlier runs
         self._done_here = self._psnr_count = self._to_review = 0
@@ -76,7 +88,7 @@ class FleetRun:
         self._rate = Rate()
         self._began = time.monotonic()
         self._rate.note(self._began, 0)
-        self._written = self._checked = self._began
+        self._written = self._checked = self._asked = self._began
         self._notes: list[str] = []
         self._lock = threading.Lock()
         self._office = ThreadPoolExecutor(3, "office")  # reads, writes and looks while the loop goes on
@@ -85,23 +97,37 @@ class FleetRun:
         self._changed: set[str] = set()  # ids that were out when the list changed what it says of them
         self._most_workers = 0
         self._writing: Future[None] | None = None
-        self._looking: Future[Listing | None] | None = None
-        self._failure_writes: list[Future[None]] = []
+        self._looking: Future[tuple[Listing, set[str]] | None] | None = None
+        self._failure_writes: list[Future[None]] = []  # that are not over
+        self._reading: Future[_Read] | None = None
+        self._unread: set[str] = set()  # names of records that nobody has asked for
+        self._unanswered: dict[str, StoreError] = {}  # by name of a record; asked for in vain
+        self._verdicts: dict[str, Record] = {}  # by name; to be written
+        self._judging: Future[None] | None = None
         self._writer = Writer(self._out, "fleet")
         self._status = Status(started=now(), driver=f"process {os.getpid()} on {socket.gethostname()}")
-        self._claim()
+        self._settings = self._checked_settings()
         self._finished = self._look_at_records()
+        self._unread |= self._finished
+
+    def begin(self) -> None:
+        """Take the output over from any other run, which ends then."""
+        self._writer.take_over()
+        files.write_json(files.join(self._out, SETTINGS), self._settings)
+        if self._selection.again:
+            self._clear()
         self._write(self._current("running"))  # whoever looks sees this run, not the one before
-        self._reading = self._office.submit(self._read_known, sorted(self._finished))
+        self._read_on()
 
     @property
     def open(self) -> bool:
-        """Whether anything is to be done, as far as is known yet."""
-        return self.ledger.open or not self._reading.done() or bool(self._damaged)
+        """Whether anything is to be done, as far as is known yet; not for records that the store does not give."""
+        reading = self._reading is not None and not self._reading.done()
+        return self.ledger.open or reading or bool(self._unread) or bool(self._damaged)
 
     def know_all(self) -> None:
-        """Wait until all records of earlier runs are read."""
-        self._reading.result()
+        """Wait until all records of earlier runs are read that can be read."""
+        self._read_on(wait=True)
         self._make_again()
 
     def jobs_of(self, cases: Sequence[Case]) -> list[Job]:
@@ -157,20 +183,27 @@ class FleetRun:
         another run has taken over."""
         time_now = time.monotonic()
         self._rate.note(time_now, self._done_here + self.partly_done)
+        if self._unanswered and self.ledger.open and time_now - self._asked > SECONDS_BETWEEN_CHECKS:
+            self._unread |= self._unanswered.keys()
+        self._read_on()
         self._make_again()
+        self._judge_again()
+        self._note_failed_writes()
         if self._looking is not None and self._looking.done():
             looking, self._looking = self._looking, None
-            if not looking.exception() and (listing := looking.result()) is not None:
-                self._follow(listing)
+            if (error := looking.exception()) is not None:
+                self._note_once(f"changes of {self.config.subjects} are not followed for now: {error}")
+            elif (found := looking.result()) is not None:
+                self._follow(*found)
         elif self._looking is None and time_now - self._checked > SECONDS_BETWEEN_CHECKS:
             self._checked = time_now
             self._looking = self._office.submit(self._changed_listing, self._listing.version)
         status = self._current("running")
         if self._writing is not None and self._writing.done():
-            error = self._writing.exception()
+            failed = self._writing.exception()
             self._writing = None
-            if isinstance(error, TakenOver):
-                raise error
+            if isinstance(failed, TakenOver):
+                raise failed
         if self._writing is None and time_now - self._written > SECONDS_BETWEEN_WRITES[files.is_local(self._out)]:
             self._written = time_now
             self._writing = self._office.submit(self._write, status)
@@ -179,18 +212,17 @@ class FleetRun:
     def finish(self, state: State, swept: bool) -> dict[str, Any]:
         """Write summary and last status; ``swept``: nobody writes any more, so what is superseded can go.
 
-        Raises TakenOver, with nothing written, when another run has taken over."""
+        Raises TakenOver, with nothing written, when another run has taken over; and, after all else is done that can
+        be, StoreError where summary or status could not be written."""
         self._writer.require()
-        for future in (self._writing, *self._failure_writes):
-            if future is not None and isinstance(error := future.exception(), SpatialAvatarError):
-                self._notes.append(str(error))
-        self._reading.result()
-        if swept:
-            self._sweep()
+        said = len(self._notes)
+        self._finish_reading()
+        if self._writing is not None and (error := self._writing.exception()) is not None:
+            self._notes.append(str(error))
+        self._note_failed_writes(wait=True)
         rows = self._rows()
         status = self._current(state)
         seconds = time.monotonic() - self._began
-        found = means([row for row in rows])
         run = {
             "state": state,
             "subjects": f"{self.config.subjects or 'none'}, {len(self._listing.subjects)} listed",
@@ -199,14 +231,35 @@ class FleetRun:
             "optimising": "-" if status.optimising is None else f"{status.optimising:.0%} of the workers' time",
             "program": f"spatialavatar {__version__}",
         }
-        write_summary(self._out, rows, run)
-        self._write(status)
+        unwritten: StoreError | OSError | None = None
+        try:
+            write_summary(self._out, rows, run)
+        except (StoreError, OSError) as e:
+            unwritten = e
+            self._notes.append(f"the summary could not be written: {e}")
+            status = self._current(state)
+        try:
+            self._write(status)
+        except (StoreError, OSError) as e:
+            unwritten = unwritten or e
+        if swept:
+            with self._noted("what is superseded could not all be removed"):
+                self._sweep()
         self._office.shutdown()
         self._desk.shutdown()
-        return {"status": asdict(status), "means": found, "seconds": seconds, "new": self._done_here}
+        if unwritten is not None:
+            raise unwritten
+        notes = self._notes[said:]
+        return {
+            "status": asdict(status),
+            "means": means(rows),
+            "seconds": seconds,
+            "new": self._done_here,
+            "notes": notes,
+        }
 
-    def _claim(self) -> None:
-        files.claim_output_folder(self._out, SETTINGS)
+    def _checked_settings(self) -> dict[str, Any]:
+        """What is kept of the settings. Raises SpatialAvatarError: others there, or a folder of something else."""
         where = files.join(self._out, SETTINGS)
         value = {
             "format": FORMAT,
@@ -215,7 +268,9 @@ class FleetRun:
             "layout_fingerprint": self.recipe.layout_fingerprint,
             "config": self.config.model_dump(mode="json"),
         }
-        if files.exists(where) and not (self._selection.again and not self._selection.only):
+        if not files.exists(where):
+            files.claim_output_folder(self._out, SETTINGS)
+        elif not (self._selection.again and not self._selection.only):
             before = files.read_json(where)
             same = ("format", "version", "config_hash", "layout_fingerprint")
             if not isinstance(before, dict) or any(before.get(key) != value[key] for key in same):
@@ -223,19 +278,22 @@ class FleetRun:
                     f"{self._out}: was made with other settings ({_difference(before, value)}); name another --output, "
                     "or make all of it again with --no-resume, without --only"
                 )
-        self._writer.take_over()
-        files.write_json(where, value)
+        return value
+
+    def _want(self, subjects: Sequence[FleetSubject]) -> None:
+        self._wanted = list(subjects)
+        self._names = {subject.id: self.recipe.name(subject) for subject in self._wanted}
+        self._by_name = {self._names[subject.id]: subject for subject in self._wanted}
 
     def _look_at_records(self) -> set[str]:
         """Names of what is finished; all others go to the ledger."""
-        names = {self._names[subject.id]: subject for subject in self._wanted}
-        there = listed(self._out, RECORDS)
-        if self._selection.again:
-            remove(self._out, RECORDS, there & names.keys())
-            there -= names.keys()
-        failures = listed(self._out, FAILURES) & names.keys()
-        tried = {} if self._selection.retry_failed else read_failures(self._out, failures - there)
-        for name, subject in names.items():
+        there: set[str] = set()
+        tried: dict[str, tuple[list[Failure], bool]] = {}
+        if not self._selection.again:
+            there = listed(self._out, RECORDS) & self._by_name.keys()
+            if not self._selection.retry_failed:
+                tried = read_failures(self._out, (listed(self._out, FAILURES) & self._by_name.keys()) - there)
+        for name, subject in self._by_name.items():
             if name in there:
                 continue
             before, given_up = tried.get(name, ([], False))
@@ -243,11 +301,40 @@ class FleetRun:
                 self._given_up[subject.id] = Case(subject, before)
             else:
                 self.ledger.add(subject, before)
-        return there & names.keys()
+        return there
 
-    def _read_known(self, names: Sequence[str]) -> None:
+    def _clear(self) -> None:
+        """Nothing of what is made again must be taken up: records of the same names, checkpoints and failures."""
+        remove(self._out, RECORDS, listed(self._out, RECORDS) & self._by_name.keys())
+        for folder, names in (
+            (UNFINISHED, files.list_folder(files.join(self._out, UNFINISHED))),
+            (FAILURES, listed(self._out, FAILURES)),
+        ):
+            remove(self._out, folder, [name for name in names if id_in(name) in self._names])
+
+    def _read_on(self, wait: bool = False) -> None:
+        """Take in what was read of earlier runs' records, and read what is to be read yet; ``wait`` for all of it."""
+        while True:
+            if self._reading is not None and (wait or self._reading.done()):
+                read, self._reading = self._reading.result(), None
+                self._verdicts |= read.verdicts
+                self._unanswered |= read.unanswered
+            if self._reading is not None or not self._unread:
+                return
+            names, self._unread = self._unread, set()
+            self._unanswered = {name: e for name, e in self._unanswered.items() if name not in names}
+            self._asked = time.monotonic()
+            self._reading = self._office.submit(self._read_known, sorted(names))
+            if not wait:
+                return
+
+    def _read_known(self, names: Sequence[str]) -> _Read:
         """The records of earlier runs; one that cannot be used is as good as none."""
-        for name, record in read_records(self._out, names):
+        read = _Read({}, {})
+        for name, record in try_records(self._out, names):
+            if isinstance(record, StoreError):
+                read.unanswered[name] = record
+                continue
             if isinstance(record, SpatialAvatarError):
                 self._notes.append(str(record))
                 self._damaged.append(name)
@@ -255,30 +342,78 @@ class FleetRun:
             verdict = review(self.config.gate, record["metrics"])
             if verdict != record["review"]:  # the gate is another than then
                 record = {**record, "review": verdict}
-                write_record(self._out, name, record)
+                read.verdicts[name] = record
             self._know(name, record)
+        return read
 
-    def _read_on(self, before: Future[None], names: Sequence[str]) -> None:
-        before.result()
-        self._read_known(names)
+    def _finish_reading(self) -> None:
+        """Once more what the store did not give; what it still does not is noted."""
+        self._unread |= self._unanswered.keys()
+        self._read_on(wait=True)
+        self._make_again()
+        if self._unanswered:
+            reason = next(iter(self._unanswered.values()))
+            self._notes.append(
+                f"{len(self._unanswered)} records could not be read, and their metrics are not in the summary; "
+                f"'spatialavatar fleet report' makes it anew: {reason}"
+            )
+        self._judge_again(wait=True)
+
+    def _judge_again(self, wait: bool = False) -> None:
+        """Write what another gate says of records."""
+        if self._judging is not None and (wait or self._judging.done()):
+            self._judging.result()
+            self._judging = None
+        if self._verdicts and self._judging is None:
+            verdicts, self._verdicts = self._verdicts, {}
+            self._judging = self._office.submit(self._write_verdicts, verdicts)
+            if wait:
+                self._judging.result()
+
+    def _write_verdicts(self, records: dict[str, Record]) -> None:
+        with self._noted("what the gate says of earlier avatars could not all be written"):
+            self._writer.require()
+            write_records(self._out, records)
+
+    def _note_failed_writes(self, wait: bool = False) -> None:
+        """Of failures; those that are not over are looked at later."""
+        going_on = []
+        for write in self._failure_writes:
+            if not wait and not write.done():
+                going_on.append(write)
+            elif (error := write.exception()) is not None:
+                self._notes.append(f"a failure could not be kept: {error}")
+        self._failure_writes = going_on
+
+    @contextlib.contextmanager
+    def _noted(self, what: str) -> Iterator[None]:
+        """Of that which a run can do without."""
+        try:
+            yield
+        except (SpatialAvatarError, OSError) as e:
+            self._notes.append(f"{what}: {e}")
+
+    def _note_once(self, note: str) -> None:
+        if note not in self._notes:
+            self._notes.append(note)
 
     def _make_again(self) -> None:
         """Subjects whose record turned out to be of no use."""
         while self._damaged:
             name = self._damaged.pop()
             self._finished.discard(name)
-            for subject in self._wanted:
-                if self._names[subject.id] == name and subject.id not in self.ledger:
-                    self.ledger.add(subject)
+            subject = self._by_name.get(name)
+            if subject is not None and subject.id not in self.ledger:
+                self.ledger.add(subject)
 
     def _catch_up(self, ids: Sequence[str]) -> None:
         """Of those that came back: for whom the list has named another clip since, or nothing."""
         for id in self._changed.intersection(ids):
             self._changed.remove(id)
             self.ledger.drop([id])
-            subject = next((subject for subject in self._wanted if subject.id == id), None)
-            if subject is not None and self._names[id] not in self._finished:
-                self.ledger.add(subject)
+            name = self._names.get(id)
+            if name is not None and name not in self._finished:
+                self.ledger.add(self._by_name[name])
 
     def _know(self, name: str, record: Record) -> None:
         with self._lock:
@@ -294,12 +429,13 @@ class FleetRun:
         write = self._desk.submit(write_failure, self._out, name, case.subject, list(case.failures), given_up)
         self._failure_writes.append(write)
 
-    def _changed_listing(self, version: str) -> Listing | None:
+    def _changed_listing(self, version: str) -> tuple[Listing, set[str]] | None:
+        """The list when it has changed, and the names of the records that there are."""
         if not version or source_version(self.config.subjects) == version:
             return None
-        return read_subjects(self.config.subjects, self.config.allow)
+        return read_subjects(self.config.subjects, self.config.allow), listed(self._out, RECORDS)
 
-    def _follow(self, listing: Listing) -> None:
+    def _follow(self, listing: Listing, there: set[str]) -> None:
         """The source is another: new subjects join, those that are gone and still wait leave."""
         before = {subject.id: subject for subject in self._wanted}
         self._listing = listing
@@ -311,13 +447,11 @@ class FleetRun:
         self._changed.update(id for id in gone if id in self.ledger)
         for id in gone:
             self._given_up.pop(id, None)
-        self._wanted = wanted
-        self._names = {subject.id: self.recipe.name(subject) for subject in wanted}
-        current = set(self._names.values())
-        there = listed(self._out, RECORDS) & current
-        unread = there - self._finished
+        self._want(wanted)
+        current = self._by_name.keys()
+        self._unread = (self._unread | (there - self._finished)) & current
+        self._unanswered = {name: e for name, e in self._unanswered.items() if name in current}
         self._finished = (self._finished | there) & current
-        self._reading = self._office.submit(self._read_on, self._reading, sorted(unread))
         with self._lock:
             kept = {name: record for name, record in self._records.items() if name in current}
             self._records = {}
@@ -328,6 +462,7 @@ class FleetRun:
             known = self._names[subject.id] in self._finished or before.get(subject.id) == subject
             if not known and subject.id not in self.ledger:
                 self.ledger.add(subject)
+        self._read_on()
         self._notes.append(f"{now()}: {self.config.subjects} has changed, {len(wanted)} subjects from now on")
 
     def _current(self, state: State) -> Status:
@@ -369,18 +504,25 @@ class FleetRun:
         finished = {id_in(name): record for name, record in self._records.items() if name in self._finished}
         others = {id: ("left", case) for id, case in self.ledger.left.items()}
         others |= {id: ("failed", case) for id, case in (self._given_up | self.ledger.failed).items()}
-        passed_over = {self.recipe.name(s): s for s in self._listing.subjects if s.id not in self._names}  # by 'only'
-        if passed_over:
-            there = listed(self._out, RECORDS) & passed_over.keys()
-            read = read_records(self._out, there)
-            finished |= {id_in(name): record for name, record in read if not isinstance(record, SpatialAvatarError)}
-            tried = read_failures(self._out, (listed(self._out, FAILURES) & passed_over.keys()) - there)
-            given_up = {name: tries for name, (tries, given_up) in tried.items() if given_up}
-            others |= {id_in(name): ("failed", Case(passed_over[name], tries)) for name, tries in given_up.items()}
+        others |= {id_in(name): ("done", Case(self._by_name[name])) for name in self._finished - self._records.keys()}
+        with self._noted("the summary lacks those that --only passed over"):
+            self._add_passed_over(finished, others)
         return rows_of(self._listing, finished, others)
+
+    def _add_passed_over(self, finished: dict[str, Record], others: dict[str, tuple[str, Case]]) -> None:
+        passed_over = {self.recipe.name(s): s for s in self._listing.subjects if s.id not in self._names}
+        if not passed_over:
+            return
+        there = listed(self._out, RECORDS) & passed_over.keys()
+        read = read_records(self._out, there)
+        finished |= {id_in(name): record for name, record in read if not isinstance(record, SpatialAvatarError)}
+        tried = read_failures(self._out, (listed(self._out, FAILURES) & passed_over.keys()) - there)
+        given_up = {name: tries for name, (tries, given_up) in tried.items() if given_up}
+        others |= {id_in(name): ("failed", Case(passed_over[name], tries)) for name, tries in given_up.items()}
 
     def _sweep(self) -> None:
         """Remove what a finished subject has beside its record and avatar: checkpoints, failures, superseded ones."""
+        self._writer.require()
         current = {id_in(name): name for name in self._finished}
         for folder in (RECORDS, FAILURES):
             remove(
@@ -394,19 +536,22 @@ class FleetRun:
             )
         unfinished = files.list_folder(files.join(self._out, UNFINISHED))
         remove(self._out, UNFINISHED, [name for name in unfinished if id_in(name) in current])
-        with self._lock:
-            known = {id_in(name): record for name, record in self._records.items() if name in self._finished}
-        places = {id: record["avatar"].rpartition("/")[2] for id, record in known.items()}
-        avatars = files.list_folder(files.join(self._out, AVATARS))
-        remove(
-            self._out,
-            AVATARS,
-            [
-                name
-                for name in avatars
-                if id_in(name) in current and id_in(name) in places and name != places[id_in(name)]
-            ],
-        )
+        remove(self._out, AVATARS, self._superseded(files.list_folder(files.join(self._out, AVATARS)), current))
+
+    def _superseded(self, avatars: Iterable[str], current: dict[str, str]) -> list[str]:
+        """Of the folders of finished subjects (names of records by id) those that no record names: neither the one on
+        disk, which another process may have written since, nor the one that this run knows."""
+        folders: dict[str, list[str]] = {}
+        for avatar in avatars:
+            folders.setdefault(id_in(avatar), []).append(avatar)
+        several = {name: folders[id] for id, name in current.items() if len(folders.get(id, [])) > 1}
+        gone: list[str] = []
+        for name, record in try_records(self._out, several):
+            if not isinstance(record, SpatialAvatarError):
+                known = self._records.get(name, record)
+                named = {found["avatar"].rpartition("/")[2] for found in (record, known)}
+                gone += [avatar for avatar in several[name] if avatar not in named]
+        return gone
 
 
 def chosen(listing: Listing, only: Sequence[str]) -> list[FleetSubject]:

@@ -73,8 +73,12 @@ def row_of(record: Record) -> Row:
 
 
 def row_of_failed(case: Case, outcome: str = "failed") -> Row:
+    """Of a subject that has no record; what a store did counts for those that are left for it alone."""
     last = case.failures[-1] if case.failures else None
-    row: Row = {"id": case.subject.id, "clip": case.subject.clip, "outcome": outcome, "attempts": len(case.failures)}
+    attempts = len(case.failures)
+    if outcome == "left":
+        last, attempts = case.store_failure or last, attempts + case.stores
+    row: Row = {"id": case.subject.id, "clip": case.subject.clip, "outcome": outcome, "attempts": attempts}
     return row | ({"reason": last.reason, "worker": last.worker, "finished": last.time} if last else {})
 
 

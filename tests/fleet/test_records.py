@@ -22,8 +22,10 @@ from spatialavatar.fleet.records import (
     read_record,
     read_records,
     remove,
+    try_records,
     write_failure,
     write_record,
+    write_records,
 )
 from spatialavatar.fleet.subjects import FleetSubject
 from tests.builders.fleet_records import NO_METRICS, record_of
@@ -182,6 +184,43 @@ def test_a_store_that_does_not_answer_is_no_damage(monkeypatch: pytest.MonkeyPat
         list(read_records("memory://silent", ["a.0"]))
     with pytest.raises(StoreError):
         read_failures("memory://silent", ["a.0"])
+
+
+def test_one_record_that_the_store_refuses_hides_no_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    people = [replace(ANNA, id=f"p{number}") for number in range(5)]
+    write_records(tmp_path, {RECIPE.name(person): record_of(RECIPE, person) for person in people})
+    names = [RECIPE.name(person) for person in people]
+    read = files.read_bytes
+
+    def refusing(where: Any) -> bytes:
+        if names[1] in str(where):
+            raise StoreError("refused")
+        return read(where)
+
+    monkeypatch.setattr(files, "read_bytes", refusing)
+    found = dict(try_records(tmp_path, names))
+    assert isinstance(found.pop(names[1]), StoreError)
+    assert [record["id"] for record in found.values() if isinstance(record, dict)] == ["p0", "p2", "p3", "p4"]
+
+
+def test_a_silent_store_is_not_asked_for_every_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each question would take a minute."""
+    asked: list[str] = []
+
+    def silent(where: str) -> bytes:
+        asked.append(where)
+        raise StoreError("no answer")
+
+    monkeypatch.setattr(files, "read_bytes", silent)
+    found = dict(try_records("memory://silent", [f"p{number}.0" for number in range(1000)]))
+    assert len(found) == 1000 and all(isinstance(record, StoreError) for record in found.values())
+    assert len(asked) < 3 * records.READERS
+
+
+def test_a_broken_disk_is_no_damage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(files, "read_bytes", lambda where: (_ for _ in ()).throw(OSError(5, "input/output error")))
+    [(_, problem)] = try_records(tmp_path, ["a.0"])
+    assert isinstance(problem, StoreError) and "input/output error" in str(problem)
 
 
 def test_removing(tmp_path: Path) -> None:

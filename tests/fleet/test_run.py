@@ -12,7 +12,7 @@ import pytest
 
 from spatialavatar import files
 from spatialavatar.config import load_config
-from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.errors import SpatialAvatarError, StoreError
 from spatialavatar.fleet import run as fleet_run
 from spatialavatar.fleet.config import FleetConfig, config_hash
 from spatialavatar.fleet.ledger import Case
@@ -77,6 +77,11 @@ class Fleet:
         return read_subjects(self.folder / "m.csv")
 
     def start(self, listing: Listing, *changes: str, **selection: Any) -> FleetRun:
+        run = self.look(listing, *changes, **selection)
+        run.begin()
+        return run
+
+    def look(self, listing: Listing, *changes: str, **selection: Any) -> FleetRun:
         places = [f"output={self.out}", f"subjects={self.folder}/m.csv"]
         config = load_config(FleetConfig, None, [*places, *changes])
         recipe = Recipe(config_hash(config, None, None), f"layout{config.refine.uv_resolution}")
@@ -178,7 +183,7 @@ def test_what_is_finished_is_skipped_by_its_name(fleet: Fleet, monkeypatch: pyte
     assert refine_all(again, psnr=33.0) == ["ben", "cleo"]
     assert fleet.end(again)["anna"]["psnr"] == 31.0
 
-    monkeypatch.setattr(fleet_run, "read_records", lambda out, names: iter(()))  # by the listing alone
+    monkeypatch.setattr(fleet_run, "try_records", lambda out, names: iter(()))  # by the listing alone
     last = fleet.start(fleet.listing("anna", "ben", "cleo"))
     assert (last.done, last.ledger.open) == (3, False)
 
@@ -324,7 +329,9 @@ def test_a_lost_machine_and_a_silent_store(fleet: Fleet) -> None:
         run.settle(Outcome("anna", kind), "worker")  # type: ignore[arg-type]
     status = run.tick()
     assert (status.queued, status.left, status.failed) == (1, 1, 0) and listed(fleet.out, FAILURES) == set()
-    assert fleet.outcomes(run, "stopped") == {"anna": "missing", "ben": "left"}
+    rows = fleet.end(run, "stopped")
+    assert {id: row["outcome"] for id, row in rows.items()} == {"anna": "missing", "ben": "left"}
+    assert (rows["ben"]["reason"], rows["ben"]["worker"], rows["ben"]["attempts"]) == ("no answer", "worker", 1)
     assert waiting(fleet.start(fleet.listing("anna", "ben"))) == ["anna", "ben"]
 
 
@@ -534,6 +541,7 @@ def test_in_a_store() -> None:
     config = FleetConfig(output=where, subjects="memory://fleet/run/m.csv")
     listing = Listing((FleetSubject("anna", "c"),), (Refused("x", "why"),), "")
     run = FleetRun(config, Recipe("h", "l"), listing, Selection())
+    run.begin()
     refine_all(run)
     run.tick()
     run.finish("finished", swept=True)
@@ -560,3 +568,218 @@ def test_failures_are_kept_before_they_are_given_up(fleet: Fleet) -> None:
     [name] = listed(fleet.out, FAILURES)
     kept = json.loads((fleet.folder / "out" / FAILURES / f"{name}.json").read_text())
     assert (kept["given_up"], len(kept["failures"]), kept["failures"][0]["reason"]) == (False, 1, "x" * 900)
+
+
+def test_a_silent_store_is_no_attempt_and_no_failure_that_is_kept(fleet: Fleet) -> None:
+    run = fleet.start(fleet.listing("anna"), "attempts.stores=3", "attempts.errors=2")
+    for kind in ("store", "error", "store"):
+        [case] = run.ledger.take(1)
+        run.settle(Outcome("anna", kind, f"of the {kind}"), "worker")  # type: ignore[arg-type]
+    [case] = run.ledger.take(1)
+    assert case.attempts == 2
+    [name] = listed(fleet.out, FAILURES)
+    kept = files.read_json(f"{fleet.out}/{FAILURES}/{name}.json")
+    assert [failure["kind"] for failure in kept["failures"]] == ["error"]
+    run.settle(Outcome("anna", "store", "no answer"), "worker 2")
+    row = fleet.end(run, "stopped")["anna"]
+    assert (row["outcome"], row["reason"], row["worker"], row["attempts"]) == ("left", "no answer", "worker 2", 4)
+
+
+@pytest.mark.parametrize("kind", ["error", "store", "shared", "crash"])
+def test_what_failed_on_a_machine_goes_to_another(fleet: Fleet, kind: str) -> None:
+    run = fleet.start(fleet.listing("anna"))
+    run.ledger.take(1, "one", True)
+    if kind == "crash":
+        run.crashed(["anna"], True, "ended", "worker", "one")
+    else:
+        run.settle(Outcome("anna", kind, "why"), "worker", "one")  # type: ignore[arg-type]
+    take = run.ledger.take_suspect if kind in ("shared", "crash") else lambda *asked: run.ledger.take(1, *asked)
+    assert not take("one", True) and take("two", True)
+
+
+def test_what_is_made_again_starts_from_nothing(fleet: Fleet) -> None:
+    """No checkpoint is taken up, and what was given up is made, too."""
+    first = fleet.start(fleet.listing("anna", "ben", "cleo"))
+    refine(first, first.ledger.take(1)[0])
+    fail(first, "ben")
+    names = {id: first.recipe.name(subject) for id, subject in zip(("anna", "ben", "cleo"), first._wanted)}
+    for id in ("anna", "cleo"):
+        put(f"{fleet.out}/{UNFINISHED}/{names[id]}")
+    fleet.end(first, "stopped", swept=False)
+    again = fleet.start(fleet.listing("anna", "ben", "cleo"), again=True, only=("anna", "ben"))
+    assert waiting(again) == ["anna", "ben"] and [case.attempts for case in again.ledger.take(2)] == [1, 1]
+    assert files.list_folder(f"{fleet.out}/{UNFINISHED}") == [names["cleo"]]
+    assert listed(fleet.out, FAILURES) == listed(fleet.out, RECORDS) == set()
+    assert waiting(fleet.start(fleet.listing("anna", "ben", "cleo"))) == ["anna", "ben", "cleo"], "resumed before any"
+
+
+def test_who_only_looks_takes_nothing_over(fleet: Fleet) -> None:
+    """So a run that finds no cluster ends no other one."""
+    older = fleet.start(fleet.listing("anna", "ben"))
+    refine(older, older.ledger.take(1)[0])
+    older.tick()
+    before = {path: path.read_bytes() for path in (fleet.folder / "out").rglob("*") if path.is_file()}
+    for again in (False, True):
+        looking = fleet.look(fleet.listing("anna", "ben"), "gate.min_psnr=50", again=again)
+        assert looking.open and looking.done == (0 if again else 1)
+        looking.know_all()
+    assert {path: path.read_bytes() for path in (fleet.folder / "out").rglob("*") if path.is_file()} == before
+    older.tick()
+    older.tick()
+    looking.begin()
+    with pytest.raises(TakenOver):
+        older.finish("finished", swept=False)
+
+
+class Hiccups:
+    """A store that gives no records, and takes none, of some names."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *parts: str) -> None:
+        self.parts = parts
+        read, write = files.read_bytes, files.write_bytes
+        monkeypatch.setattr(files, "read_bytes", lambda where, *more: read(self.checked(where), *more))
+        monkeypatch.setattr(files, "write_bytes", lambda where, data: write(self.checked(where), data))
+        remove, list_folder = files.remove, files.list_folder
+        monkeypatch.setattr(files, "remove", lambda where: remove(self.checked(where)))
+        monkeypatch.setattr(files, "list_folder", lambda where: list_folder(self.checked(where)))
+
+    def checked(self, where: Any) -> Any:
+        if any(part in str(where) for part in self.parts):
+            raise StoreError(f"{where}: the store did not answer")
+        return where
+
+
+def test_records_that_the_store_does_not_give_are_asked_for_again(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refine_all(fleet.start(fleet.listing("anna", "ben")), psnr=31.0)
+    store = Hiccups(monkeypatch, f"{RECORDS}/anna")
+    run = fleet.start(fleet.listing("anna", "ben", "cleo"))
+    assert run.tick().done == 2 and waiting(run) == ["cleo"]
+    assert run.tick().mean_psnr == 31.0 and len(run._records) == 1
+    store.parts = ()
+    run.tick()
+    run.tick()
+    assert len(run._records) == 2
+    refine_all(run, psnr=31.0)
+    assert not run.open
+    assert {row["psnr"] for row in fleet.end(run).values()} == {31.0} and read_status(fleet.out).notes == []
+
+
+def test_records_that_are_never_given_are_noted(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    refine_all(fleet.start(fleet.listing("anna", "ben")))
+    Hiccups(monkeypatch, f"{RECORDS}/anna")
+    run = fleet.start(fleet.listing("anna", "ben"))
+    run.know_all()
+    assert not run.open and not run.tick().notes
+    rows = fleet.end(run)
+    assert [(rows[id]["outcome"], rows[id]["psnr"]) for id in ("anna", "ben")] == [("done", None), ("done", 30.0)]
+    status = read_status(fleet.out)
+    assert (status.state, status.done) == ("finished", 2)
+    assert "1 records could not be read" in status.notes[0] and "did not answer" in status.notes[0]
+
+
+@pytest.mark.parametrize("silent", [RECORDS, FAILURES, AVATARS])
+def test_the_sweep_comes_last_and_may_fail(fleet: Fleet, monkeypatch: pytest.MonkeyPatch, silent: str) -> None:
+    run = fleet.start(fleet.listing("anna"))
+    refine_all(run)
+    Hiccups(monkeypatch, f"out/{silent}")
+    told = run.finish("finished", swept=True)
+    assert read_status(fleet.out).state == "finished" and (fleet.folder / "out/summary.md").exists()
+    assert any("could not all be removed" in note for note in told["notes"])
+
+
+def test_without_a_summary_there_is_still_a_status(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = fleet.start(fleet.listing("anna"))
+    refine_all(run)
+    Hiccups(monkeypatch, "summary.parquet")
+    with pytest.raises(StoreError, match=r"summary\.parquet"):
+        run.finish("finished", swept=True)
+    status = read_status(fleet.out)
+    assert (status.state, status.done) == ("finished", 1) and "the summary could not be written" in status.notes[0]
+
+
+def test_those_that_were_passed_over_may_be_unknown(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    refine_all(fleet.start(fleet.listing("anna", "ben")))
+    run = fleet.start(fleet.listing("anna", "ben"), only=("ben",))
+    run.know_all()
+    Hiccups(monkeypatch, f"{RECORDS}/anna")
+    assert fleet.outcomes(run) == {"anna": "missing", "ben": "done"}
+    assert "lacks those that --only passed over" in read_status(fleet.out).notes[0]
+
+
+def test_a_changed_list_is_read_beside_the_loop(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the listing of records; what cannot be read leaves one note."""
+    run = fleet.start(fleet.listing("anna"))
+    store = Hiccups(monkeypatch, f"out/{RECORDS}")
+    fleet.listing("anna", "ben")
+    for _ in range(3):
+        follow(run)
+    assert waiting(run) == ["anna"]
+    [note] = run.tick().notes
+    assert "m.csv are not followed for now" in note and "did not answer" in note
+    store.parts = ()
+    run.tick()
+    run.tick()
+    run._looking = None
+    run.tick()
+    store.parts = (f"out/{RECORDS}",)
+    run.tick()  # takes in what was read, and asks the store for nothing
+    assert waiting(run) == ["anna", "ben"]
+
+
+@pytest.mark.parametrize("on_disk", ["another", "damaged", "silent"])
+def test_the_sweep_keeps_what_the_record_on_disk_names(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, on_disk: str
+) -> None:
+    """A process that was thought dead may have written it after all."""
+    run = fleet.start(fleet.listing("anna"))
+    [case] = run.ledger.take(1)
+    refine(run, case)
+    name = run.recipe.name(case.subject)
+    record = read_record(fleet.out, name)
+    for avatar in ("anna.0", "anna.1"):
+        put(f"{fleet.out}/{AVATARS}/{avatar}")
+    if on_disk == "another":
+        write_record(fleet.out, name, {**record, "avatar": f"{AVATARS}/anna.1"})
+    elif on_disk == "damaged":
+        write_json(f"{fleet.out}/{RECORDS}/{name}.json")
+    else:
+        Hiccups(monkeypatch, f"{RECORDS}/{name}")
+    run.finish("finished", swept=True)
+    kept = {record["avatar"].rpartition("/")[2], "anna.1"} | ({"anna.0"} if on_disk != "another" else set())
+    assert set(fleet.avatars()) == kept
+
+
+def test_verdicts_are_written_many_at_once_by_whoever_may_write(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    refine_all(fleet.start(fleet.listing("anna", "ben")), psnr=30.0)
+    written: list[set[str]] = []
+    write_records = fleet_run.write_records
+
+    def noting(out: Any, records: Any) -> None:
+        written.append(set(records))
+        write_records(out, records)
+
+    monkeypatch.setattr(fleet_run, "write_records", noting)
+    strict = fleet.start(fleet.listing("anna", "ben", "cleo"), "gate.min_psnr=35")
+    newer = fleet.start(fleet.listing("anna", "ben", "cleo"), "gate.min_psnr=35")
+    strict._read_on()
+    strict._judge_again()
+    assert written == [], "another run has taken over"
+    newer.tick()
+    assert written == [listed(fleet.out, RECORDS)]
+    assert all(read_record(fleet.out, name)["review"] for name in listed(fleet.out, RECORDS))
+
+
+def test_only_writes_that_go_on_are_held(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = fleet.start(fleet.listing("anna", "ben"), "attempts.errors=5")
+    pending: Future[None] = Future()
+    run._failure_writes.append(pending)
+    fail(run, "anna", times=2)
+    store = Hiccups(monkeypatch, FAILURES)
+    fail(run, "ben", times=1)
+    store.parts = ()
+    [note] = run.tick().notes
+    assert "a failure could not be kept" in note and run._failure_writes == [pending]
+    pending.set_exception(StoreError("silent"))
+    assert len(run.tick().notes) == 2 and run._failure_writes == []

@@ -93,6 +93,18 @@ def test_what_did_not_become_an_avatar() -> None:
         "outcome": "missing",
         "attempts": 0,
     }
+    silence = Failure("store", "no answer", "w3", "t3")
+    left = Case(person("l"), [Failure("error", "first", "w1", "t1")], stores=2, store_failure=silence)
+    assert row_of_failed(left, "left") == {
+        "id": "l",
+        "clip": "clips/l",
+        "outcome": "left",
+        "attempts": 3,
+        "reason": "no answer",
+        "worker": "w3",
+        "finished": "t3",
+    }
+    assert row_of_failed(left)["reason"] == "first" and row_of_failed(left)["attempts"] == 1
     assert row_of_refused(Refused("x", "why")) == {"id": "x", "outcome": "refused", "reason": "why", "attempts": 0}
 
 
