@@ -1,4 +1,4 @@
-"""``python -m ray_jobs.refine`` without a cluster: what another run in the same output notices, what is said at last."""
+"""``python -m ray_jobs.refine`` without a cluster: what another run in the output notices, what is said at last."""
 
 import sys
 from collections.abc import Callable
