@@ -53,7 +53,7 @@ class Outcome:
 class BatchReport:
     outcomes: list[Outcome]
     optimised: int  # subjects that were optimised together, at most
-    optimising_seconds: float  # that the optimising lane was at work on the batch
+    optimising_seconds: float  # in iterations of the batch
     step_seconds: float | None  # for an iteration of one subject, the median; None when there were too few
     memory: float  # share of the worker's memory in use at most while it was optimised; 0 when it did not end
 
@@ -65,6 +65,7 @@ class Timing:
     together: int  # subjects of its largest part that is one optimisation
     seconds: float | None  # for an iteration of one subject of that part, the median; None when there were too few
     memory: float  # share of the worker's memory in use at most
+    optimising: float | None = None  # seconds in iterations, without measuring; None: all that the lane took
 
 
 class OutOfMemory(Exception):
@@ -181,13 +182,14 @@ class Pipeline:
             _end(e)
         except Exception as e:
             return all_end("shared" if len(ids) > 1 else "error", reason_of(e))
+        seconds = time.perf_counter() - began if timing.optimising is None else timing.optimising
         results = []
         for (job, _), outcome in zip(ready, outcomes):
             if isinstance(outcome, Exception):
                 settled[job.subject.id] = _failed(job, outcome)
             else:
                 results.append((job, outcome))
-        return results, time.perf_counter() - began, timing
+        return results, seconds, timing
 
     def _delivered(self, results: list[tuple[Job, Any]], settled: dict[str, Outcome]) -> None:
         for job, result in results:

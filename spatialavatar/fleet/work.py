@@ -8,7 +8,7 @@ import socket
 import statistics
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -100,7 +100,7 @@ class Measured:
 
 
 class RefineWork:
-    def __init__(self, given: Given, device: torch.device | str, uploads: ThreadPoolExecutor) -> None:
+    def __init__(self, given: Given, device: torch.device | str, uploads: Executor) -> None:
         """``uploads`` has one thread, in which checkpoints are written.
 
         Raises SpatialAvatarError: a generator of another head, encoder weights that are missing."""
@@ -125,14 +125,14 @@ class RefineWork:
         """Subjects of one image size at a time; then each that is finished is measured, even after a stop."""
         _forget_peak(self._device)
         try:
-            measured, together, steps = _on_device(
+            measured, together, steps, optimising = _on_device(
                 lambda: self._optimised(batch, stop),
                 f"a batch of {len(batch)} does not fit into the GPU; lower refine.resolution",
             )
         finally:
             self._progress = 0.0
         seconds = statistics.median(steps) if len(steps) >= _TIMED else None
-        return measured, Timing(together, seconds, self._memory())
+        return measured, Timing(together, seconds, self._memory(), optimising)
 
     def deliver(self, job: Job, result: Measured) -> Record:
         """Write what the subject became, the record last, and remove its checkpoints."""
@@ -192,19 +192,23 @@ class RefineWork:
 
     def _optimised(
         self, batch: list[Ready], stop: Callable[[], bool]
-    ) -> tuple[list[Measured | Exception], int, list[float]]:
-        """With the size of the largest group, and the seconds that each of its iterations took, for one subject."""
+    ) -> tuple[list[Measured | Exception], int, list[float], float]:
+        """With the size of the largest group, the seconds that each of its iterations took, for one subject, and the
+        seconds of all groups."""
         sizes = [(ready.prepared.subject.width, ready.prepared.subject.height) for ready in batch]
         groups = [[row for row, other in enumerate(sizes) if other == size] for size in sorted(set(sizes))]
         outcomes: list[Refined | Exception] = [Stopped()] * len(batch)
         done: dict[int, float] = {}  # by row, the share that this process has done of what it had to do
         largest = max(groups, key=len)
         steps: list[float] = []
+        optimising = 0.0
         for rows in groups:
             if stop():
                 break
             taken: list[float] = []
+            began = time.monotonic()
             of_size = self._refined(rows, [batch[row].prepared for row in rows], stop, taken, done)
+            optimising += time.monotonic() - began
             steps = taken if rows is largest else steps
             for row, outcome in zip(rows, of_size):
                 outcomes[row] = outcome
@@ -212,7 +216,7 @@ class RefineWork:
             outcome if isinstance(outcome, Exception) else self._measured(outcome, ready.residual)
             for ready, outcome in zip(batch, outcomes)
         ]
-        return measured, len(largest), steps
+        return measured, len(largest), steps, optimising
 
     def _refined(
         self,
