@@ -14,6 +14,7 @@ import os
 import random
 import shutil
 import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Collection, Iterator
@@ -349,6 +350,9 @@ def read_npz(
         ) from None
 
 
+_one_header = threading.Lock()  # Python 3.11's ast, with which numpy reads one, fails now and then in threads
+
+
 def _npz_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # zipfile bounds only what these unpack
         raise ValueError(f"{member.filename} is compressed in a way that numpy does not write")
@@ -357,7 +361,8 @@ def _npz_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
         read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         if version not in read_header:
             raise ValueError(f"{member.filename} is of version {version}")
-        shape, fortran, dtype = read_header[version](f)
+        with _one_header:
+            shape, fortran, dtype = read_header[version](f)
         if dtype.hasobject:
             raise ValueError(f"{member.filename} holds Python objects")
         content = bytearray(f.read())  # to the end, where zipfile checks its sum
