@@ -66,6 +66,7 @@ class StubWork:
             "avatar": f"avatars/{job.subject.id}.0",
             "metrics": {"psnr": 30.0, "ssim": 0.9, "lpips": 0.1, "mse": 0.001, "max_aspect_ratio": 8.0},
             "review": [],
+            "iterations": 0,
             "seconds": self._seconds,
             "attempts": job.attempts,
             "worker": "stub",
