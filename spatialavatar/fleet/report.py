@@ -7,7 +7,7 @@ from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.fleet.config import FleetConfig
 from spatialavatar.fleet.ledger import Case
 from spatialavatar.fleet.records import FAILURES, RECORDS, Recipe, Record, id_in, listed, read_failures, read_records
-from spatialavatar.fleet.run import FORMAT, SETTINGS, VERSION
+from spatialavatar.fleet.settings import FORMAT, SETTINGS, VERSION
 from spatialavatar.fleet.status import now, read_status, state_of
 from spatialavatar.fleet.subjects import FleetSubject, Listing, read_subjects
 from spatialavatar.fleet.summary import Row, ordered, rows_of, write_summary

@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -22,7 +22,6 @@ from spatialavatar.fleet.gate import review
 from spatialavatar.fleet.ledger import Case, Ledger
 from spatialavatar.fleet.pipeline import Job, Outcome
 from spatialavatar.fleet.records import (
-    AVATARS,
     FAILURES,
     RECORDS,
     UNFINISHED,
@@ -38,15 +37,13 @@ from spatialavatar.fleet.records import (
     write_failure,
     write_records,
 )
+from spatialavatar.fleet.settings import SETTINGS, claim_output, settings_of
 from spatialavatar.fleet.status import Rate, State, Status, now, write_status
 from spatialavatar.fleet.subjects import FleetSubject, Listing, read_subjects, source_version
 from spatialavatar.fleet.summary import Row, means, rows_of, write_summary
-from spatialavatar.refine.config import HARMLESS
+from spatialavatar.fleet.sweep import sweep
 from spatialavatar.writer import TakenOver, Writer
 
-SETTINGS = "fleet.json"
-FORMAT = "spatialavatar-fleet"
-VERSION = 1
 SECONDS_BETWEEN_WRITES = {True: 5.0, False: 15.0}  # of the status, by whether the output is a local folder
 SECONDS_BETWEEN_CHECKS = 30.0  # whether the source has changed, and of a store that did not answer
 
@@ -106,7 +103,8 @@ class FleetRun:
         self._judging: Future[None] | None = None
         self._writer = Writer(self._out, "fleet")
         self._status = Status(started=now(), driver=f"process {os.getpid()} on {socket.gethostname()}")
-        self._settings = self._checked_settings()
+        self._settings = settings_of(config, recipe)
+        claim_output(self._out, self._settings, replace=selection.again and not selection.only)
         self._finished = self._look_at_records()
         self._unread |= self._finished
 
@@ -257,28 +255,6 @@ class FleetRun:
             "new": self._done_here,
             "notes": notes,
         }
-
-    def _checked_settings(self) -> dict[str, Any]:
-        """What is kept of the settings. Raises SpatialAvatarError: others there, or a folder of something else."""
-        where = files.join(self._out, SETTINGS)
-        value = {
-            "format": FORMAT,
-            "version": VERSION,
-            "config_hash": self.recipe.config_hash,
-            "layout_fingerprint": self.recipe.layout_fingerprint,
-            "config": self.config.model_dump(mode="json"),
-        }
-        if not files.exists(where):
-            files.claim_output_folder(self._out, SETTINGS)
-        elif not (self._selection.again and not self._selection.only):
-            before = files.read_json(where)
-            same = ("format", "version", "config_hash", "layout_fingerprint")
-            if not isinstance(before, dict) or any(before.get(key) != value[key] for key in same):
-                raise SpatialAvatarError(
-                    f"{self._out}: was made with other settings ({_difference(before, value)}); name another --output, "
-                    "or make all of it again with --no-resume, without --only"
-                )
-        return value
 
     def _want(self, subjects: Sequence[FleetSubject]) -> None:
         self._wanted = list(subjects)
@@ -521,37 +497,10 @@ class FleetRun:
         others |= {id_in(name): ("failed", Case(passed_over[name], tries)) for name, tries in given_up.items()}
 
     def _sweep(self) -> None:
-        """Remove what a finished subject has beside its record and avatar: checkpoints, failures, superseded ones."""
         self._writer.require()
-        current = {id_in(name): name for name in self._finished}
-        for folder in (RECORDS, FAILURES):
-            remove(
-                self._out,
-                folder,
-                [
-                    name
-                    for name in listed(self._out, folder)
-                    if id_in(name) in current and (folder == FAILURES or name != current[id_in(name)])
-                ],
-            )
-        unfinished = files.list_folder(files.join(self._out, UNFINISHED))
-        remove(self._out, UNFINISHED, [name for name in unfinished if id_in(name) in current])
-        remove(self._out, AVATARS, self._superseded(files.list_folder(files.join(self._out, AVATARS)), current))
-
-    def _superseded(self, avatars: Iterable[str], current: dict[str, str]) -> list[str]:
-        """Of the folders of finished subjects (names of records by id) those that no record names: neither the one on
-        disk, which another process may have written since, nor the one that this run knows."""
-        folders: dict[str, list[str]] = {}
-        for avatar in avatars:
-            folders.setdefault(id_in(avatar), []).append(avatar)
-        several = {name: folders[id] for id, name in current.items() if len(folders.get(id, [])) > 1}
-        gone: list[str] = []
-        for name, record in try_records(self._out, several):
-            if not isinstance(record, SpatialAvatarError):
-                known = self._records.get(name, record)
-                named = {found["avatar"].rpartition("/")[2] for found in (record, known)}
-                gone += [avatar for avatar in several[name] if avatar not in named]
-        return gone
+        with self._lock:
+            known = dict(self._records)
+        sweep(self._out, self._finished, known)
 
 
 def chosen(listing: Listing, only: Sequence[str]) -> list[FleetSubject]:
@@ -565,22 +514,3 @@ def chosen(listing: Listing, only: Sequence[str]) -> list[FleetSubject]:
             hint = f"did you mean {near[0]}?" if near else f"there are {len(by_id)} others"
             raise SpatialAvatarError(f"--only {id}: no subject of that id; {hint}")
     return [by_id[id] for id in dict.fromkeys(only)]
-
-
-def _difference(before: Any, value: dict[str, Any]) -> str:
-    """Which settings are others, in a few words."""
-    if not isinstance(before, dict) or not isinstance(before.get("config"), dict):
-        return f"no readable {SETTINGS}"
-    old, new = _flat(before["config"]), _flat(value["config"])
-    ignored = ["gate.", "attempts.", "workers.", "subjects", "output", "allow", "head", "evaluation.lpips_weights"]
-    names = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    ignored += [f"refine.{key}" for key in HARMLESS]
-    named = [f"{key}: {old.get(key)} then, {new.get(key)} now" for key in names if not key.startswith(tuple(ignored))]
-    return "; ".join(named[:3]) or "another head, generator, LPIPS weights or version of this program"
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, content in value.items():
-        found |= _flat(content, f"{prefix}{key}.") if isinstance(content, dict) else {prefix + key: content}
-    return found
