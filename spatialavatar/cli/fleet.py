@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_LOOKS = 5.0  # with --watch
 
-app = typer.Typer(no_args_is_help=True, help="Fleets of refinements: say how one stands, report, list its subjects.")
+app = typer.Typer(no_args_is_help=True, help="How a fleet of refinements stands, and what it made.")
 
 Url = Annotated[str, typer.Argument(metavar="URL", help="The --output of a fleet: a folder, or its URL in a store.")]
 

@@ -326,6 +326,7 @@ def test_sources_that_cannot_be_used(tmp_path: Path, clip: TrackedClip) -> None:
     fails(blank, r"blank#1: no face in view \(its matte is empty")
 
 
+@pytest.mark.slow
 def test_refinement_starts_from_the_generator(tmp_path: Path) -> None:
     # the most closed of all is held out
     jaw = [0.3, 0.2, 0.05, 0.2, 0.3, 0.01]

@@ -34,6 +34,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "TRAINING", training)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 def test_every_stage_leaves_its_result(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     out = tmp_path / "demo"

@@ -191,6 +191,7 @@ def test_avatars_on_their_own_clips(
     assert command(monkeypatch, *options) == 0
 
 
+@pytest.mark.slow
 def test_as_a_program_of_its_own(made: Path, tmp_path: Path, ray_cluster: str) -> None:
     """What its workers are sent must not be of ``__main__``, which is another module there."""
     environment = {**os.environ, "https_proxy": "http://127.0.0.1:9"}  # nobody: no weights are downloaded

@@ -311,6 +311,7 @@ def broken_start(given: Any, device: Any, uploads: Any) -> Any:
     raise RuntimeError("no such kernel image")
 
 
+@pytest.mark.slow
 def test_workers_that_cannot_start_end_the_run(
     tmp_path: Path, head: str, ray_cluster: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -538,6 +538,7 @@ train(load_config(TrainConfig, sys.argv[1]), sys.argv[2], observe=observe)
 """
 
 
+@pytest.mark.slow
 def test_a_process_killed_at_once_is_resumed(folder: Path, phase1: Path) -> None:
     out, config = folder / "sigkill", folder / "sigkill.yaml"
     config.write_text(yaml.safe_dump(training_in(folder).model_dump(mode="json")))
