@@ -103,6 +103,7 @@ def refine(
     python -m ray_jobs.refine --subjects s3://lab/shards --output s3://lab/fleet --only anna --only ben
     """
     from ray_jobs.connect import connect
+    from ray_jobs.gauges import Gauges
     from ray_jobs.resources import usable_cpus
     from spatialavatar import files
     from spatialavatar.cli.console import progress, say
@@ -110,7 +111,7 @@ def refine(
     from spatialavatar.errors import SpatialAvatarError
     from spatialavatar.fleet.config import FleetConfig, holds_credentials
     from spatialavatar.fleet.run import FleetRun, Selection, chosen
-    from spatialavatar.fleet.status import line
+    from spatialavatar.fleet.status import line, public
     from spatialavatar.fleet.subjects import read_subjects
 
     named: dict[str, Any] = {
@@ -154,7 +155,7 @@ def refine(
         connect(address, usable_cpus())  # before another run in the same output has to end for this one
     fleet.begin()
     if fleet.open:
-        gauges = _Gauges(settings.output)
+        gauges = Gauges("fleet", "a fleet", "fleet", settings.output)
         try:
             stop_on_term()
             from ray_jobs.refine_pool import Pool
@@ -163,7 +164,7 @@ def refine(
 
                 def observe(status: "Status") -> None:
                     update(status.done, line(status), status.total)
-                    gauges.set(status)
+                    gauges.set(public(status))
 
                 Pool(fleet, make_work, work, observe, say).go()
         except KeyboardInterrupt:
@@ -246,24 +247,6 @@ def _head(settings: "FleetConfig", listing: "Listing") -> "FoundHead":
             continue
         return locate_head(reference, subject.clip, [folder])
     raise SpatialAvatarError(f"no head can be found, for no clip can be read ({problem}); name it with --head")
-
-
-class _Gauges:
-    """The state as metrics of Ray, for Prometheus: ``ray_spatialavatar_fleet_<name>``, by output."""
-
-    def __init__(self, fleet: str) -> None:
-        self._fleet = fleet
-        self._gauges: dict[str, Any] = {}
-
-    def set(self, status: "Status") -> None:
-        from ray.util.metrics import Gauge
-
-        from spatialavatar.fleet.status import public
-
-        for name, value in public(status).items():
-            if name not in self._gauges:
-                self._gauges[name] = Gauge(f"spatialavatar_fleet_{name}", f"{name} of a fleet", tag_keys=("fleet",))
-            self._gauges[name].set(value, tags={"fleet": self._fleet})
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ray_jobs.deepspeed_engine import DeepSpeedEngine, import_deepspeed
+from ray_jobs.gauges import Gauges
 from ray_jobs.resources import usable_cpus
 from ray_jobs.train_status import Reporter
 from spatialavatar.errors import SpatialAvatarError
@@ -40,7 +41,7 @@ def work(settings: dict[str, Any]) -> Outcome:
         torch.set_num_threads(max(1, usable_cpus() // context.get_local_world_size()))
     group = Distributed(device)
     reporter = Reporter(settings["board"]) if group.share.rank == 0 else None
-    gauges = _Gauges(settings["out"]) if reporter else None
+    gauges = Gauges("train", "a training", "run", settings["out"]) if reporter else None
     library = logging.getLogger("spatialavatar")
     if reporter:
         library.addHandler(reporter)
@@ -87,19 +88,3 @@ def work(settings: dict[str, Any]) -> Outcome:
 def _flat(line: dict[str, Any]) -> dict[str, float]:
     """A line of the log with its performance beside the rest."""
     return {name: value for name, value in line.items() if name != "performance"} | line.get("performance", {})
-
-
-class _Gauges:
-    """The run's numbers as metrics of Ray, for Prometheus: ``ray_spatialavatar_train_<name>``, by run."""
-
-    def __init__(self, run: str) -> None:
-        self._run = run
-        self._gauges: dict[str, Any] = {}
-
-    def set(self, values: dict[str, float]) -> None:
-        from ray.util.metrics import Gauge
-
-        for name, value in values.items():
-            if name not in self._gauges:
-                self._gauges[name] = Gauge(f"spatialavatar_train_{name}", f"{name} of a training", tag_keys=("run",))
-            self._gauges[name].set(value, tags={"run": self._run})

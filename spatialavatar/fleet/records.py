@@ -19,7 +19,7 @@ from spatialavatar.fleet.subjects import FleetSubject
 RECORD_FORMAT, FAILURE_FORMAT = "spatialavatar-fleet-record", "spatialavatar-fleet-failure"
 VERSION = 1
 RECORDS, FAILURES, AVATARS, UNFINISHED = "records", "failures", "avatars", "unfinished"  # folders
-LOG, METRICS, THUMBNAIL = "refine.jsonl", "metrics.json", "thumbnail.jpg"  # beside an avatar
+THUMBNAIL = "thumbnail.jpg"  # beside an avatar
 READERS = 32  # requests at once, of a store that takes its time for each
 _DIGEST = 12  # hexadecimal digits
 _SUFFIX = ".json"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from spatialavatar import __version__, files
 from spatialavatar.avatar import Avatar, AvatarRenderer, StaticAppearance, write_avatar
+from spatialavatar.avatar.folder import LOG, METRICS
 from spatialavatar.avatar.reconstruct import LoadedGenerator
 from spatialavatar.clip import FrameIndex, TrackedClip
 from spatialavatar.clip.pictures import EncodedFrame, encode
@@ -28,8 +29,6 @@ from spatialavatar.fleet.gate import review, tracking_residual
 from spatialavatar.fleet.pipeline import Broken, Job, OutOfMemory, Stopped, Timing
 from spatialavatar.fleet.records import (
     AVATARS,
-    LOG,
-    METRICS,
     RECORD_FORMAT,
     THUMBNAIL,
     UNFINISHED,

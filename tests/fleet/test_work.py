@@ -18,10 +18,11 @@ import torch
 from ray_jobs.refine import instruments
 from spatialavatar import files
 from spatialavatar.avatar import read_avatar
+from spatialavatar.avatar.folder import LOG, METRICS
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.fleet import work as work_module
 from spatialavatar.fleet.pipeline import Broken, Job, OutOfMemory, Stopped
-from spatialavatar.fleet.records import LOG, METRICS, THUMBNAIL, UNFINISHED, Record, read_records
+from spatialavatar.fleet.records import THUMBNAIL, UNFINISHED, Record, read_records
 from spatialavatar.fleet.subjects import read_subjects
 from spatialavatar.fleet.work import Given, Measured, Ready, RefineWork
 from spatialavatar.generator.checkpoint import write_generator
