@@ -29,7 +29,7 @@ from spatialavatar.fleet.subjects import FleetSubject, read_subjects
 from spatialavatar.fleet.work import RefineWork
 from spatialavatar.head import HeadModel
 from tests.builders.clips import tiny_clip
-from tests.builders.train_jobs import ROOT
+from tests.builders.train_jobs import ROOT, started
 
 KILLER = "ends-its-process"
 # everything that a refinement does, within a few iterations
@@ -113,13 +113,8 @@ def driver(config: FleetConfig, folder: Path, address: str | None, *options: str
     file.write_text(json.dumps(config.model_dump(mode="json")))
     command = [sys.executable, "-c", textwrap.dedent(DRIVER), "--config", str(file), *options]
     command += ["--address", address] if address else []
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
+    with started(command) as process:
         yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
 
 
 def undisturbed(config: FleetConfig, subjects: list[FleetSubject], out: str) -> dict[str, Record]:

@@ -32,10 +32,14 @@ def job(config: Path, out: str, address: str | None, *options: str) -> Iterator[
     """``python -m ray_jobs.train``; killed at the end if it is still there."""
     command = [sys.executable, "-m", "ray_jobs.train", "--config", str(config), "--out", out, *options]
     command += ["--address", address] if address else []
-    # CPUs are few: a job of two cores must not wait for the test's other guests
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ)
-    )
+    with started(command) as process:
+        yield process
+
+
+@contextmanager
+def started(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
+    """A program whose output is kept; killed at the end if it is still there."""
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         yield process
     finally:
