@@ -172,6 +172,27 @@ def test_cache_notices_other_files(tmp_path, monkeypatch):
     assert double._cache._cache_file._source_stamp == runtime._source_digest(Path(__file__))
 
 
+def test_copies_of_the_same_sources_share_what_is_compiled(tmp_path):
+    """As a submitted job's copy of the repository does; a copy that differs compiles its own."""
+    source = "from spatialavatar.splat.cpu.runtime import kernel\n\n@kernel()\ndef double(x):\n    return 2 * x\n"
+    loads = []
+    for name, text in (("a", source), ("b", source), ("c", source + "# another\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "own.py").write_text(text)
+        done = run_python(
+            """
+            import own
+            assert own.double(4) == 8
+            print(sum(own.double.stats.cache_hits.values()))
+            """,
+            PYTHONPATH=f"{tmp_path / name}",
+            NUMBA_CACHE_DIR=str(tmp_path / "cache"),
+        )
+        assert done.returncode == 0, done.stderr
+        loads.append(done.stdout.strip())
+    assert loads == ["0", "1", "0"]
+
+
 def test_the_first_kernel_leaves_torchs_threads_alone():
     """In a process of its own, for numba starts its threads once."""
     done = run_python(

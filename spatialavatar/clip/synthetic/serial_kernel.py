@@ -4,15 +4,21 @@ Each loop runs on one thread and touches its arguments alone, so it needs none o
 it lets go of the interpreter lock, and captures can be made in a thread beside a training step.
 """
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
 
+from spatialavatar.kernel_cache import keep_by_content
+
 
 def serial_kernel(function: Callable[..., Any]) -> Any:
     """Compiled at first use and kept on disk; it may call ``inlined`` functions of its own file only."""
-    return numba.njit(function, nogil=True, cache=True)
+    dispatcher = numba.njit(function, nogil=True, cache=True)
+    keep_by_content(dispatcher, hashlib.sha256(Path(function.__code__.co_filename).read_bytes()).hexdigest())
+    return dispatcher
 
 
 def inlined(function: Callable[..., Any]) -> Any:

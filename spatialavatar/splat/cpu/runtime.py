@@ -20,6 +20,7 @@ import numba
 import numpy as np
 
 from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.kernel_cache import keep_by_content
 from spatialavatar.splat.process import forked
 
 # OpenMP is what the kernels were measured with; every layer is safe here, because calls are serialised.
@@ -71,9 +72,7 @@ def kernel(*, parallel: bool = False, fastmath: bool | set[str] = False, inline:
         if inline:
             return numba.njit(function, fastmath=fastmath or {"contract"}, forceinline=True)
         dispatcher = numba.njit(function, parallel=parallel, fastmath=fastmath, cache=True)
-        index: Any = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
-        if hasattr(index, "_source_stamp"):
-            index._source_stamp = _source_digest(Path(function.__code__.co_filename))
+        keep_by_content(dispatcher, _source_digest(Path(function.__code__.co_filename)))
         return dispatcher
 
     return compile_lazily
