@@ -50,7 +50,7 @@ def _cache_in(folder: Path, digest: str) -> Any:
             return digest
 
     class Files(caching.CompileResultCacheImpl):
-        _locator_classes = (Locator,)
+        _locator_classes = [Locator]  # noqa: RUF012
 
     class Cache(caching.FunctionCache):
         _impl_class = Files
