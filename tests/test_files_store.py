@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spatialavatar import files
+from spatialavatar import files, store, tensor_files
 from spatialavatar.errors import SpatialAvatarError, StoreError
 from tests.builders.store import EVERY, Fault, FaultyStore
 
@@ -20,8 +20,8 @@ CONTENT = np.random.default_rng(0).bytes(300_000)
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """One try more, at once; the client itself tries once and waits half a second for an answer."""
-    monkeypatch.setattr(files, "RETRY_AFTER", (0.001,))
-    monkeypatch.setattr(files, "S3_CLIENT", {"retries": {"total_max_attempts": 1}, "read_timeout": 0.5})
+    monkeypatch.setattr(store, "RETRY_AFTER", (0.001,))
+    monkeypatch.setattr(store, "S3_CLIENT", {"retries": {"total_max_attempts": 1}, "read_timeout": 0.5})
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_a_local_copy_leaves_its_folder_for_no_name(folder: str, faulty_store: F
 def test_a_large_file_goes_in_parts_and_comes_in_parts(
     s3_bucket: str, tmp_path: Path, faulty_store: FaultyStore, monkeypatch: pytest.MonkeyPatch, true_size: bool
 ) -> None:
-    monkeypatch.setattr(files, "S3_CLIENT", {"retries": {"mode": "standard", "total_max_attempts": 2}})
+    monkeypatch.setattr(store, "S3_CLIENT", {"retries": {"mode": "standard", "total_max_attempts": 2}})
     megabytes = 101  # s3fs uploads in parts of 50 MiB from 100 MiB on
     if not true_size:
         megabytes = 11
@@ -147,7 +147,7 @@ def test_a_large_file_whose_last_answer_is_lost(
     (tmp_path / "large").write_bytes(content)
     complete = {"method": "POST", "path": "uploadId"}
     faulty_store.inject(Fault("lose", **complete), Fault("answer", status=404, code="NoSuchUpload", **complete))
-    monkeypatch.setattr(files, "S3_CLIENT", {"retries": {"mode": "standard", "total_max_attempts": 2}})
+    monkeypatch.setattr(store, "S3_CLIENT", {"retries": {"mode": "standard", "total_max_attempts": 2}})
     files.move_into_place(tmp_path / "large", f"{s3_bucket}/large")
     assert faulty_store.pending() == 0
     assert files.read_bytes(f"{s3_bucket}/large") == content
@@ -302,7 +302,7 @@ def test_a_refusal_is_said_at_once(folder: str, faulty_store: FaultyStore, statu
 def test_no_keys_at_all(folder: str, monkeypatch: pytest.MonkeyPatch, faulty_store: FaultyStore) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    monkeypatch.setattr(files, "S3_CLIENT", {"retries": {"total_max_attempts": 1}, "read_timeout": 3})  # a new client
+    monkeypatch.setattr(store, "S3_CLIENT", {"retries": {"total_max_attempts": 1}, "read_timeout": 3})  # a new client
     with pytest.raises(StoreError, match="credentials"):
         files.read_bytes(f"{folder}/a.bin")
     assert not faulty_store.requests
@@ -310,7 +310,7 @@ def test_no_keys_at_all(folder: str, monkeypatch: pytest.MonkeyPatch, faulty_sto
 
 def test_no_server_at_the_address(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")  # nobody listens there
-    monkeypatch.setattr(files, "S3_CLIENT", {"retries": {"total_max_attempts": 1}, "read_timeout": 4})
+    monkeypatch.setattr(store, "S3_CLIENT", {"retries": {"total_max_attempts": 1}, "read_timeout": 4})
     with pytest.raises(StoreError, match="did not answer after 2 tries"):
         files.read_bytes(f"{folder}/a.bin")
 
@@ -350,13 +350,13 @@ def test_threads_share_one_client(folder: str) -> None:
 def test_metadata_of_a_large_tensor_file_take_little(s3_bucket: str, faulty_store: FaultyStore) -> None:
     where = f"{s3_bucket}/t.safetensors"
     long = {"note": "x" * 200_000}
-    files.write_tensors(where, {"a": np.ones(10**6, np.float32)}, {"note": "short"})
-    files.write_tensors(f"{where}2", {"a": np.ones(10**6, np.float32)}, long)
+    tensor_files.write_tensors(where, {"a": np.ones(10**6, np.float32)}, {"note": "short"})
+    tensor_files.write_tensors(f"{where}2", {"a": np.ones(10**6, np.float32)}, long)
     faulty_store.heal()
-    assert files.read_tensor_metadata(where) == {"note": "short"}
+    assert tensor_files.read_tensor_metadata(where) == {"note": "short"}
     assert [r.range for r in faulty_store.requests] == ["bytes=0-65535"]
-    assert files.read_tensor_metadata(f"{where}2") == long
-    np.testing.assert_array_equal(files.read_tensors(where)[0]["a"], np.ones(10**6))
+    assert tensor_files.read_tensor_metadata(f"{where}2") == long
+    np.testing.assert_array_equal(tensor_files.read_tensors(where)[0]["a"], np.ones(10**6))
 
 
 def test_one_request_each(folder: str, faulty_store: FaultyStore) -> None:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spatialavatar import __version__, files
+from spatialavatar import __version__, files, tensor_files
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.generator.config import DecoderConfig
 from spatialavatar.head import HeadModel, HeadParams, HeadReference, UVLayout, build_layout
@@ -132,7 +132,9 @@ def write_avatar(folder: files.Location, avatar: Avatar) -> None:
         if value is not None and field.name not in ("shape", "static_offset"):
             tensors[_REFERENCE + field.name] = value
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
-    files.write_tensors(files.join(folder, TENSORS[avatar.kind]), arrays, {"format": FORMAT, "version": str(VERSION)})
+    tensor_files.write_tensors(
+        files.join(folder, TENSORS[avatar.kind]), arrays, {"format": FORMAT, "version": str(VERSION)}
+    )
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -147,7 +149,7 @@ def write_avatar(folder: files.Location, avatar: Avatar) -> None:
         **facts,
         "provenance": {"spatialavatar": __version__, "torch": torch.__version__, **avatar.provenance},
         "licence_note": avatar.licence_note,
-        "tensors": files.content_hash(arrays),  # so that no manifest ever speaks for another avatar's tensors
+        "tensors": tensor_files.content_hash(arrays),  # so that no manifest ever speaks for another avatar's tensors
     }
     files.write_json(files.join(folder, MANIFEST), manifest)
     for kind, name in TENSORS.items():
@@ -172,8 +174,8 @@ def read_avatar(folder: files.Location) -> Avatar:
     kind = manifest.get("kind")
     if kind not in TENSORS:
         raise SpatialAvatarError(f"{where}: kind {kind!r}, expected one of {', '.join(TENSORS)}")
-    arrays, _ = files.read_tensors(files.join(folder, TENSORS[kind]))
-    if manifest.get("tensors") != files.content_hash(arrays):
+    arrays, _ = tensor_files.read_tensors(files.join(folder, TENSORS[kind]))
+    if manifest.get("tensors") != tensor_files.content_hash(arrays):
         raise SpatialAvatarError(
             f"{folder}: {TENSORS[kind]} is not what {MANIFEST} was written with (a broken copy or write); make it again"
         )

@@ -4,7 +4,7 @@ The folder holds an avatar, what a refinement leaves beside it, and exports. A f
 cleared, whatever is asked for.
 """
 
-from spatialavatar import files
+from spatialavatar import files, tensor_files
 from spatialavatar.avatar.avatar import FEATURES, FORMAT, GAUSSIAN_AVATARS, GAUSSIANS, MANIFEST, PLY
 from spatialavatar.errors import SpatialAvatarError
 
@@ -73,7 +73,7 @@ def _is_ours(out: files.Location, names: list[str]) -> bool:
             if isinstance(manifest, dict) and manifest.get("format") == FORMAT:
                 return True
         if CHECKPOINT in names:
-            return files.read_tensor_metadata(files.join(out, CHECKPOINT)).get("format") == CHECKPOINT_FORMAT
+            return tensor_files.read_tensor_metadata(files.join(out, CHECKPOINT)).get("format") == CHECKPOINT_FORMAT
     except SpatialAvatarError:
         pass
     return False

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spatialavatar import files
+from spatialavatar import files, tensor_files
 from spatialavatar.clip.header import PARAMS_FILE, VERSION, ClipHeader, Fault, FrameIndex
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head.params import HeadParams
@@ -42,8 +42,8 @@ def write_arrays(folder: files.Location, arrays: dict[str, np.ndarray]) -> None:
 
 def encoded_arrays(arrays: dict[str, np.ndarray]) -> bytes:
     """What ``params.safetensors`` is, as bytes."""
-    metadata = {"format": FORMAT, "version": str(VERSION), "hash": files.content_hash(arrays)}
-    return files.tensor_bytes(arrays, metadata)
+    metadata = {"format": FORMAT, "version": str(VERSION), "hash": tensor_files.content_hash(arrays)}
+    return tensor_files.tensor_bytes(arrays, metadata)
 
 
 def read_arrays(folder: files.Location) -> dict[str, np.ndarray]:
@@ -54,7 +54,7 @@ def read_arrays(folder: files.Location) -> dict[str, np.ndarray]:
 
 def decoded_arrays(data: bytes, location: str) -> dict[str, np.ndarray]:
     """The same of the file's bytes; ``location`` is for messages."""
-    arrays, metadata = files.tensors_of(data, location)
+    arrays, metadata = tensor_files.tensors_of(data, location)
     if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
         found = f"{metadata.get('format')} version {metadata.get('version')}"
         raise SpatialAvatarError(f"{location}: is {found}, expected {FORMAT} version {VERSION}; import the clip again")
@@ -63,7 +63,7 @@ def decoded_arrays(data: bytes, location: str) -> dict[str, np.ndarray]:
         raise SpatialAvatarError(
             f"{location}: unknown metadata {unknown[0]!r}; restore the file or import the clip again"
         )
-    if "hash" in metadata and metadata["hash"] != files.content_hash(arrays):
+    if "hash" in metadata and metadata["hash"] != tensor_files.content_hash(arrays):
         raise SpatialAvatarError(
             f"{location}: the values are not those that were written (their hash differs); "
             "restore the file or import the clip again"

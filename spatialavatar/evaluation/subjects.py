@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spatialavatar import files
+from spatialavatar import files, tensor_files
 from spatialavatar.avatar import AvatarRenderer, read_avatar
 from spatialavatar.avatar.avatar import FORMAT as AVATAR_FORMAT
 from spatialavatar.avatar.avatar import MANIFEST as AVATAR_FILE
@@ -50,7 +50,7 @@ class Settings:
 
 def lpips_hash(features: Mapping[str, Tensor] | None) -> str | None:
     """What LPIPS weights are known by."""
-    return None if features is None else files.content_hash({name: t.numpy() for name, t in features.items()})
+    return None if features is None else tensor_files.content_hash({name: t.numpy() for name, t in features.items()})
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spatialavatar import __version__, files
+from spatialavatar import __version__, files, tensor_files
 from spatialavatar.avatar import Avatar, AvatarRenderer, StaticAppearance, write_avatar
 from spatialavatar.avatar.folder import LOG, METRICS
 from spatialavatar.avatar.reconstruct import LoadedGenerator
@@ -139,7 +139,7 @@ class RefineWork:
         look = result.avatar.appearance
         assert isinstance(look, StaticAppearance)
         # by its content: whoever makes the same avatar again writes the same files, and another one others
-        content = files.content_hash({n: t.numpy() for n, t in look.gaussians.tensors().items()})
+        content = tensor_files.content_hash({n: t.numpy() for n, t in look.gaussians.tensors().items()})
         place = f"{AVATARS}/{job.subject.id}.{content[:12]}"
         folder = files.join(out, place)
         files.write_bytes(files.join(folder, LOG), result.log)

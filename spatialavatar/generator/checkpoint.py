@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from spatialavatar import __version__, files
+from spatialavatar import __version__, files, tensor_files
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.generator.config import GeneratorConfig
 from spatialavatar.generator.encoder import as_array
@@ -70,9 +70,9 @@ def write_generator(location: files.Location, generator: Generator, training: di
         "training": {"spatialavatar": __version__, **training},
     }
     description = json.dumps(facts, sort_keys=True)
-    digest = files.content_hash(arrays, description)
+    digest = tensor_files.content_hash(arrays, description)
     metadata = {"format": FORMAT, "version": str(VERSION), "description": description, "hash": digest}
-    files.write_tensors(location, arrays, metadata)
+    tensor_files.write_tensors(location, arrays, metadata)
     return digest
 
 
@@ -110,7 +110,7 @@ def step_folders(run: files.Location) -> list[str]:
 def read_facts(location: files.Location) -> GeneratorFacts:
     """What a generator's file says of itself. Raises SpatialAvatarError when it is not one that this program reads."""
     where = find_generator(location)
-    metadata = files.read_tensor_metadata(where)
+    metadata = tensor_files.read_tensor_metadata(where)
     if metadata.get("format") != FORMAT:
         raise SpatialAvatarError(f"{where}: not a generator of ours; give a run or checkpoint of 'spatialavatar train'")
     if metadata.get("version") != str(VERSION):
@@ -170,8 +170,8 @@ def build_generator(
 
 def read_weights(where: files.Location, facts: GeneratorFacts) -> dict[str, np.ndarray]:
     """The tensors in a generator's file. Raises SpatialAvatarError when they are not those it was written with."""
-    arrays, _ = files.read_tensors(where)
-    if files.content_hash(arrays, facts.description) != facts.hash:
+    arrays, _ = tensor_files.read_tensors(where)
+    if tensor_files.content_hash(arrays, facts.description) != facts.hash:
         raise SpatialAvatarError(f"{where}: does not hold what it was written with (a bad copy); get it again")
     return arrays
 

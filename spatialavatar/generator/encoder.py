@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from spatialavatar import files
+from spatialavatar import files, tensor_files
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.generator.config import HUB_WEIGHTS, RANDOM_WEIGHTS, EncoderConfig
 
@@ -103,7 +103,9 @@ class Encoder(nn.Module):
 
     def checksum(self) -> str:
         """SHA-256 over the backbone's weights, wherever they came from."""
-        return files.content_hash({name: as_array(tensor) for name, tensor in self.backbone.state_dict().items()})
+        return tensor_files.content_hash(
+            {name: as_array(tensor) for name, tensor in self.backbone.state_dict().items()}
+        )
 
 
 def as_array(tensor: Tensor) -> np.ndarray:

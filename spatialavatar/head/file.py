@@ -10,7 +10,7 @@ import json
 import numpy as np
 import torch
 
-from spatialavatar import files
+from spatialavatar import files, tensor_files
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head.model import ARRAYS, JOINTS, HeadInfo, HeadModel
 
@@ -35,13 +35,13 @@ def write_head(path: files.Location, info: HeadInfo, arrays: dict[str, np.ndarra
     """Check and write a head file; returns the head as ``head_from_arrays`` does."""
     head = head_from_arrays(info, arrays, str(path))
     metadata = {"format": FORMAT, "version": str(VERSION), "info": _info_text(info), "hash": head.content_hash}
-    files.write_tensors(path, _typed(arrays), metadata)
+    tensor_files.write_tensors(path, _typed(arrays), metadata)
     return head
 
 
 def read_head(path: files.Location) -> HeadModel:
     """Raises SpatialAvatarError: no such file, not a head file, newer version, damaged content."""
-    arrays, metadata = files.read_tensors(path)
+    arrays, metadata = tensor_files.read_tensors(path)
     if metadata.get("format") != FORMAT:
         raise SpatialAvatarError(
             f"{path}: not a head model of ours; make one with 'spatialavatar head convert' or 'head generate'"
@@ -67,7 +67,7 @@ def read_head(path: files.Location) -> HeadModel:
 def stored_head_id(path: files.Location) -> str | None:
     """The id of the head in a file, of whatever version; None when the file is no whole head model."""
     try:
-        _, metadata = files.read_tensors(path)
+        _, metadata = tensor_files.read_tensors(path)
         return str(json.loads(metadata["info"])["id"]) if metadata.get("format") == FORMAT else None
     except (SpatialAvatarError, KeyError, TypeError, ValueError):
         return None
@@ -84,7 +84,7 @@ def _info_text(info: HeadInfo) -> str:
 
 
 def _digest(info: HeadInfo, typed: dict[str, np.ndarray]) -> str:
-    return files.content_hash(typed, _info_text(info))
+    return tensor_files.content_hash(typed, _info_text(info))
 
 
 def _build(info: HeadInfo, typed: dict[str, np.ndarray], digest: str) -> HeadModel:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
-from spatialavatar import files
+from spatialavatar import files, tensor_files
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head.file import SUFFIX, head_from_arrays, read_head
 from spatialavatar.head.model import HeadModel
@@ -69,7 +69,7 @@ def locate_head(reference: HeadReference, what: str, places: Iterable[files.Loca
             if not candidate.endswith(SUFFIX) or not files.exists(candidate):
                 continue
             try:
-                if files.read_tensor_metadata(candidate).get("hash") == reference.hash:
+                if tensor_files.read_tensor_metadata(candidate).get("hash") == reference.hash:
                     return FoundHead(read_head(candidate), candidate)
             except SpatialAvatarError:
                 damaged.append(candidate)

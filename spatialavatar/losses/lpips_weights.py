@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spatialavatar import files, tensor_files
 from spatialavatar.errors import SpatialAvatarError
-from spatialavatar.files import Location, exists, read_bytes, read_tensors, write_bytes
 
 WEIGHTS_VARIABLE = "SPATIALAVATAR_LPIPS_WEIGHTS"
 DOWNLOAD_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"  # torchvision's AlexNet, 233 MiB
@@ -40,7 +40,7 @@ CONVOLUTIONS = {
 logger = logging.getLogger(__name__)
 
 
-def load_alexnet_features(path: Location | None = None) -> dict[str, Tensor] | None:
+def load_alexnet_features(path: files.Location | None = None) -> dict[str, Tensor] | None:
     """The weights and biases of the five convolutions by torchvision's names, or None when there are none anywhere.
 
     None comes with one logged line that says what to do. Raises SpatialAvatarError when a file that was named or
@@ -53,7 +53,7 @@ def load_alexnet_features(path: Location | None = None) -> dict[str, Tensor] | N
         return None
 
 
-def require_alexnet_features(path: Location | None = None) -> dict[str, Tensor]:
+def require_alexnet_features(path: files.Location | None = None) -> dict[str, Tensor]:
     """The same for a training that asks for LPIPS: raises SpatialAvatarError when there are none anywhere."""
     try:
         return _features(path)
@@ -65,7 +65,7 @@ class _NoWeights(Exception):
     """None here and none to be had; the message says why and what to do."""
 
 
-def _features(path: Location | None) -> dict[str, Tensor]:
+def _features(path: files.Location | None) -> dict[str, Tensor]:
     found = find_local_features(path)
     if found is not None:
         return read_alexnet_features(found)
@@ -78,11 +78,11 @@ def _features(path: Location | None) -> dict[str, Tensor]:
             f"set {WEIGHTS_VARIABLE} to a file with them or copy {DOWNLOAD_URL} to {cache}"
         ) from None
     with contextlib.suppress(OSError):  # a cache that cannot be written costs the next download, not this one
-        write_bytes(cache / DOWNLOAD_URL.rsplit("/", 1)[-1], data)
+        files.write_bytes(cache / DOWNLOAD_URL.rsplit("/", 1)[-1], data)
     return _select_features(_load_pth(data, DOWNLOAD_URL), DOWNLOAD_URL)
 
 
-def find_local_features(path: Location | None = None) -> Location | None:
+def find_local_features(path: files.Location | None = None) -> files.Location | None:
     """Where the weights would be read from without a download; None when there are none.
 
     Raises SpatialAvatarError when a file was named, by ``path`` or the variable, that does not exist.
@@ -90,7 +90,7 @@ def find_local_features(path: Location | None = None) -> Location | None:
     named = path or os.environ.get(WEIGHTS_VARIABLE)
     if not named:
         return next(iter(sorted(_hub_cache().glob("alexnet-owt-*.pth"))), None)
-    if not exists(named):
+    if not files.exists(named):
         raise SpatialAvatarError(f"{named}: no such file; name AlexNet weights for LPIPS, or unset {WEIGHTS_VARIABLE}")
     return named
 
@@ -99,15 +99,15 @@ def _hub_cache() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def read_alexnet_features(location: Location) -> dict[str, Tensor]:
+def read_alexnet_features(location: files.Location) -> dict[str, Tensor]:
     """The convolutions in one file. Raises SpatialAvatarError when it is damaged or holds something else."""
     if os.fspath(location).endswith(".safetensors"):
-        arrays, _ = read_tensors(location)
+        arrays, _ = tensor_files.read_tensors(location)
         return _select_features({name: torch.from_numpy(array) for name, array in arrays.items()}, location)
-    return _select_features(_load_pth(read_bytes(location), location), location)
+    return _select_features(_load_pth(files.read_bytes(location), location), location)
 
 
-def _load_pth(data: bytes, location: Location) -> Any:
+def _load_pth(data: bytes, location: files.Location) -> Any:
     try:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as e:  # torch.load raises many kinds on a damaged file
@@ -116,7 +116,7 @@ def _load_pth(data: bytes, location: Location) -> Any:
         raise SpatialAvatarError(message) from None
 
 
-def _select_features(tensors: Any, location: Location) -> dict[str, Tensor]:
+def _select_features(tensors: Any, location: files.Location) -> dict[str, Tensor]:
     features = {}
     for index, shape in CONVOLUTIONS.items():
         for name, expected in ((f"features.{index}.weight", shape), (f"features.{index}.bias", shape[:1])):

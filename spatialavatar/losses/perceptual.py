@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError
-from spatialavatar.files import Location
 from spatialavatar.losses.lpips_weights import CONVOLUTIONS, load_alexnet_features, require_alexnet_features
 
 LPIPS_LEAST_SIZE = 31  # pixels, for AlexNet's two poolings
@@ -30,13 +30,13 @@ class Lpips:
         self._network = _lpips_network(features).to(device)
 
     @classmethod
-    def find(cls, weights: Location | None = None, device: torch.device | str = "cpu") -> "Lpips | None":
+    def find(cls, weights: files.Location | None = None, device: torch.device | str = "cpu") -> "Lpips | None":
         """With the weights that ``lpips_weights`` finds; None, after one line that says so, when there are none."""
         features = load_alexnet_features(weights)
         return None if features is None else cls(features, device)
 
     @classmethod
-    def require(cls, weights: Location | None = None, device: torch.device | str = "cpu") -> "Lpips":
+    def require(cls, weights: files.Location | None = None, device: torch.device | str = "cpu") -> "Lpips":
         """With the weights that ``lpips_weights`` finds. Raises SpatialAvatarError when there are none."""
         return cls(require_alexnet_features(weights), device)
 

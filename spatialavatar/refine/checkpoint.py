@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spatialavatar import files
+from spatialavatar import files, tensor_files
 from spatialavatar.avatar.folder import CHECKPOINT as FILE
 from spatialavatar.avatar.folder import CHECKPOINT_FORMAT as FORMAT
 from spatialavatar.errors import SpatialAvatarError
@@ -33,13 +33,13 @@ def save_checkpoint(folder: files.Location, checkpoint: Checkpoint) -> None:
         "window": checkpoint.window,
     }
     metadata = {"format": FORMAT, "version": str(VERSION), "facts": json.dumps(facts)}
-    files.write_tensors(files.join(folder, FILE), arrays, metadata)
+    tensor_files.write_tensors(files.join(folder, FILE), arrays, metadata)
 
 
 def load_checkpoint(folder: files.Location, inputs: dict[str, Any]) -> Checkpoint:
     """Raises SpatialAvatarError when the checkpoint is damaged or was made from other inputs."""
     where = files.join(folder, FILE)
-    arrays, metadata = files.read_tensors(where)
+    arrays, metadata = tensor_files.read_tensors(where)
     if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
         raise SpatialAvatarError(f"{where}: not a checkpoint that this program can read; start over with --force")
     try:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from spatialavatar import files
+from spatialavatar import files, tensor_files
 from spatialavatar.avatar import Avatar, StaticAppearance, licence_note, write_avatar
 from spatialavatar.avatar.folder import claim_folder, clear_folder, clear_partial
 from spatialavatar.avatar.reference_frame import reference_frame
@@ -306,7 +306,7 @@ def _clip_facts(clip: TrackedClip) -> dict[str, Any]:
     arrays |= {"world_to_camera": clip.world_to_camera, "intrinsics": clip.intrinsics}
     return {
         "identity": clip.identity,
-        "tracking": files.content_hash({name: a.numpy() for name, a in arrays.items() if a is not None}),
+        "tracking": tensor_files.content_hash({name: a.numpy() for name, a in arrays.items() if a is not None}),
         "size": [clip.width, clip.height],
         "test_from": clip.test_from,
         "test_cameras": list(clip.test_cameras),

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spatialavatar import files
+from spatialavatar import files, tensor_files
 from spatialavatar.avatar import Avatar, GeneratedAppearance, StaticAppearance, bake_at_reference, read_avatar
 from spatialavatar.avatar.reconstruct import LoadedGenerator, look_at, reconstruct
 from spatialavatar.avatar.source_frames import choose_frames
@@ -90,7 +90,7 @@ def _seen(params: HeadParams, camera: Camera) -> dict[str, Tensor]:
 
 
 def _content(tensors: dict[str, Tensor], *extra: str) -> str:
-    return files.content_hash({name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}, *extra)
+    return tensor_files.content_hash({name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}, *extra)
 
 
 def _frame(index: FrameIndex, clip: TrackedClip) -> str:

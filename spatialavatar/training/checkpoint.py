@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from spatialavatar import files
+from spatialavatar import files, tensor_files
 from spatialavatar.errors import SpatialAvatarError, StoreError
 from spatialavatar.generator import checkpoint as generators
 from spatialavatar.generator.generator import Generator
@@ -98,7 +98,7 @@ def save_checkpoint(
     marker = files.join(folder, generators.COMPLETE)
     files.remove(marker)
     digest = generators.write_generator(files.join(folder, generators.FILE), generator, training)
-    files.write_tensors(files.join(folder, OPTIMIZER), moments)
+    tensor_files.write_tensors(files.join(folder, OPTIMIZER), moments)
     record = {
         "format": FORMAT,
         "version": VERSION,
@@ -109,7 +109,7 @@ def save_checkpoint(
         "window": state.window,
         "anchor": state.anchor,
         "generator": digest,
-        "optimizer": files.content_hash(moments),
+        "optimizer": tensor_files.content_hash(moments),
     }
     require()
     files.write_json(marker, record)
@@ -179,8 +179,8 @@ def read_checkpoint(folder: str) -> Checkpoint:
         raise AnotherProgram(f"{marker}: settings that this program does not know ({reason}); {another}") from None
     where = files.join(folder, generators.FILE)
     facts = generators.read_facts(where)
-    moments, _ = files.read_tensors(files.join(folder, OPTIMIZER))
-    if (facts.hash, files.content_hash(moments)) != hashes:
+    moments, _ = tensor_files.read_tensors(files.join(folder, OPTIMIZER))
+    if (facts.hash, tensor_files.content_hash(moments)) != hashes:
         raise SpatialAvatarError(f"{folder}: its files do not belong together (a broken copy)")
     return Checkpoint(folder, state, facts, generators.read_weights(where, facts), moments)
 

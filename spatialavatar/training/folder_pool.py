@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-import fsspec
-
 from spatialavatar import files
 from spatialavatar.clip import FrameIndex, TrackedClip, open_clip
 from spatialavatar.clip.header import HEADER_FILE
@@ -70,15 +68,10 @@ def _folders(locations: Sequence[str]) -> list[str]:
         if not any(sign in location for sign in "*?[") or files.exists(location):
             found.append(clip_folder(location))
             continue
-        try:
-            fs, pattern = fsspec.core.url_to_fs(files.join(location.removesuffix(f"/{HEADER_FILE}"), HEADER_FILE))
-            matched = fs.glob(pattern)
-        except (ImportError, ValueError, OSError) as e:
-            raise SpatialAvatarError(f"{location}: this pattern cannot be looked up ({e})") from None
-        clips = sorted(path.rpartition("/")[0] for path in matched)
-        if not clips:
+        matched = files.matching(files.join(location.removesuffix(f"/{HEADER_FILE}"), HEADER_FILE))
+        if not matched:
             raise SpatialAvatarError(
                 f"{location}: no tracked clip matches this pattern; it should match folders that hold {HEADER_FILE}"
             )
-        found += [clip if files.is_local(location) else fs.unstrip_protocol(clip) for clip in clips]
+        found += sorted(clip_folder(header) for header in matched)
     return list(dict.fromkeys(found))

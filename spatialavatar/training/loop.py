@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from spatialavatar import files
+from spatialavatar import files, tensor_files
 from spatialavatar.clip.pictures import encode
 from spatialavatar.errors import SpatialAvatarError, StoreError
 from spatialavatar.evaluation.contact_sheet import stacked
@@ -289,7 +289,7 @@ class Loop:
         rank, world = self.group.share.rank, self.group.share.world
         name = FAILED_BATCH if world == 1 else files.join(FAILED_BATCHES, f"rank-{rank}.safetensors")
         where = files.join(self.out, name)
-        files.write_tensors(where, batch.arrays(), {"step": str(self.trainer.step_number + 1)})
+        tensor_files.write_tensors(where, batch.arrays(), {"step": str(self.trainer.step_number + 1)})
         saved = self.progress.saved
         rate = f"optimizer.learning_rate={self.config.optimizer.learning_rate / 2:g}"
         newest = saved or f"step {self._saved_step}"

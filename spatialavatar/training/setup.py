@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from spatialavatar import files
+from spatialavatar import files, tensor_files
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.generator.checkpoint import (
     GeneratorFacts,
@@ -96,16 +96,16 @@ def anchor_at(generator: Generator) -> Anchor:
 
 
 def anchor_hash(anchor: Anchor | None) -> str | None:
-    return None if anchor is None else files.content_hash(_arrays(anchor))
+    return None if anchor is None else tensor_files.content_hash(_arrays(anchor))
 
 
 def write_anchor(location: files.Location, anchor: Anchor) -> None:
-    files.write_tensors(location, _arrays(anchor))
+    tensor_files.write_tensors(location, _arrays(anchor))
 
 
 def read_anchor(location: files.Location, expected: str | None) -> Anchor:
     """Raises SpatialAvatarError when it is missing, damaged, or not the one whose hash is ``expected``."""
-    arrays, _ = files.read_tensors(location)
+    arrays, _ = tensor_files.read_tensors(location)
     anchor = {name: torch.from_numpy(array) for name, array in arrays.items()}
     if anchor_hash(anchor) != expected:
         raise SpatialAvatarError(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from spatialavatar import files
+from spatialavatar import files, tensor_files
 from spatialavatar.avatar import write_avatar
 from spatialavatar.avatar.folder import CHECKPOINT, CHECKPOINT_FORMAT, LOG, METRICS, claim_folder, clear_folder
 from spatialavatar.errors import SpatialAvatarError
@@ -14,7 +14,7 @@ ELSES = ("gaussian-avatars/thesis.tex", METRICS, "point_cloud.ply", "features.sa
 
 
 def unfinished(folder: Path) -> None:
-    files.write_tensors(folder / CHECKPOINT, {}, {"format": CHECKPOINT_FORMAT, "version": "1", "facts": "{}"})
+    tensor_files.write_tensors(folder / CHECKPOINT, {}, {"format": CHECKPOINT_FORMAT, "version": "1", "facts": "{}"})
 
 
 @pytest.mark.parametrize("name", ELSES)

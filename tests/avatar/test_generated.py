@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from spatialavatar import files
+from spatialavatar import files, tensor_files
 from spatialavatar.avatar import (
     Avatar,
     AvatarRenderer,
@@ -155,7 +155,7 @@ def test_static_avatars_are_written_as_before_there_were_kinds(tmp_path: Path, c
     assert list(manifest) == [
         "format", "version", "kind", "identity", "head", "layout", "provenance", "licence_note", "tensors",
     ]  # fmt: skip
-    arrays, _ = files.read_tensors(tmp_path / "a" / "gaussians.safetensors")
+    arrays, _ = tensor_files.read_tensors(tmp_path / "a" / "gaussians.safetensors")
     local = {"position", "rotation", "log_scale", "color", "opacity_logit"}
     motion = {"expression", "global_rotation", "neck", "jaw", "eyes", "translation"}
     assert arrays.keys() == local | {"shape"} | {f"reference.{name}" for name in motion}

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from spatialavatar import files
+from spatialavatar import files, tensor_files
 from spatialavatar.clip import FrameIndex, TrackedClip
 from spatialavatar.clip.header import HEADER_FILE
 from spatialavatar.clip.pictures import EncodedFrame
@@ -65,10 +65,10 @@ def poison(folder: str) -> dict[str, str]:
     for number, name in enumerate(("not-a-number", "corrupt-image", "wrong-head", KILLER)):
         tiny_clip(f"{folder}/{name}", instants=4, width=32, height=32, test_from=3, seed=40 + number)
     params = files.join(folder, "not-a-number", "params.safetensors")
-    arrays, metadata = files.read_tensors(params)
+    arrays, metadata = tensor_files.read_tensors(params)
     arrays = {name: array.copy() for name, array in arrays.items()}
     arrays["expression"][1, 2] = float("nan")
-    files.write_tensors(params, arrays, {**metadata, "hash": files.content_hash(arrays)})
+    tensor_files.write_tensors(params, arrays, {**metadata, "hash": tensor_files.content_hash(arrays)})
     files.write_bytes(files.join(folder, "corrupt-image", "images/000002.jpg"), b"\xff\xd8 no picture")
     header = files.read_json(files.join(folder, "wrong-head", HEADER_FILE))
     header["head"]["hash"] = "0" * 64

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spatialavatar import files
+from spatialavatar import files, tensor_files
 from spatialavatar.clip import FrameIndex, TrackedClip, open_clip, validate_clip
 from spatialavatar.clip.header import ClipHeader, check_header, header_from_json
 from spatialavatar.clip.pictures import decode, encode, encoded_size
@@ -145,9 +145,9 @@ def test_a_changed_bit_of_the_arrays_is_noticed(sound: dict[str, bytes], data: s
 def test_arrays_without_a_hash_are_read(sound: dict[str, bytes]) -> None:
     """Other tools may write them."""
     put(sound)
-    arrays, metadata = files.read_tensors(files.join(FOLDER, "params.safetensors"))
+    arrays, metadata = tensor_files.read_tensors(files.join(FOLDER, "params.safetensors"))
     del metadata["hash"]
-    files.write_tensors(files.join(FOLDER, "params.safetensors"), arrays, metadata)
+    tensor_files.write_tensors(files.join(FOLDER, "params.safetensors"), arrays, metadata)
     assert open_clip(FOLDER).instants == 2
     put(sound)
 

@@ -11,7 +11,7 @@ import safetensors.torch
 import timm
 import torch
 
-from spatialavatar import files
+from spatialavatar import tensor_files
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.generator.checkpoint import (
     CHECKPOINTS,
@@ -59,13 +59,13 @@ def refused(match: str, act: Callable[[], Any]) -> str:
 
 def rewrite(path: Path, change: Callable[[dict[str, np.ndarray], dict[str, Any]], Any]) -> None:
     """Change tensors or description of a file, and put it back as if it had been written so."""
-    arrays, metadata = files.read_tensors(path)
+    arrays, metadata = tensor_files.read_tensors(path)
     facts = json.loads(metadata["description"])
     arrays = {name: array.copy() for name, array in arrays.items()}
     change(arrays, facts)
     description = json.dumps(facts)
-    digest = files.content_hash(arrays, description)
-    files.write_tensors(path, arrays, {**metadata, "description": description, "hash": digest})
+    digest = tensor_files.content_hash(arrays, description)
+    tensor_files.write_tensors(path, arrays, {**metadata, "description": description, "hash": digest})
 
 
 @pytest.fixture(scope="module")
@@ -196,10 +196,10 @@ def test_a_changed_tensor(file: Path, written: bytes) -> None:
 
 def test_a_changed_description(file: Path) -> None:
     """Equal tensors mean something else under other bounds."""
-    arrays, metadata = files.read_tensors(file)
+    arrays, metadata = tensor_files.read_tensors(file)
     changed = metadata["description"].replace('"scale_bound": 10.0', '"scale_bound": 90.0')
     assert changed != metadata["description"]
-    files.write_tensors(file, arrays, {**metadata, "description": changed})
+    tensor_files.write_tensors(file, arrays, {**metadata, "description": changed})
     refused(f"{FILE}: does not hold what it was written with", lambda: read_generator(file, HEAD))
 
 
@@ -216,13 +216,13 @@ def test_not_ours(tmp_path: Path) -> None:
     )
     (tmp_path / "text.safetensors").write_text("a generator, honestly")
     refused("text.safetensors: not a readable", lambda: read_generator(tmp_path / "text.safetensors", HEAD))
-    files.write_tensors(tmp_path / "avatar.safetensors", {}, {"format": "spatialavatar-avatar", "version": "1"})
+    tensor_files.write_tensors(tmp_path / "avatar.safetensors", {}, {"format": "spatialavatar-avatar", "version": "1"})
     refused("avatar.safetensors: not a generator of ours", lambda: read_facts(tmp_path / "avatar.safetensors"))
 
 
 def test_another_version(file: Path) -> None:
-    arrays, metadata = files.read_tensors(file)
-    files.write_tensors(file, arrays, {**metadata, "version": "7"})
+    arrays, metadata = tensor_files.read_tensors(file)
+    tensor_files.write_tensors(file, arrays, {**metadata, "version": "7"})
     refused(f"{FILE}: generator format version 7, this program reads 1", lambda: read_facts(file))
 
 
@@ -242,7 +242,7 @@ def with_file(encoder_weights: Path, tmp_path: Path) -> tuple[Path, Path]:
 def test_a_frozen_backbone_from_a_file_is_not_copied(with_file: tuple[Path, Path]) -> None:
     path, weights = with_file
     assert path.stat().st_size < weights.stat().st_size / 20
-    assert not [name for name in files.read_tensors(path)[0] if "backbone" in name]
+    assert not [name for name in tensor_files.read_tensors(path)[0] if "backbone" in name]
     found, facts = read_generator(path, HEAD)
     expected = safetensors.torch.load_file(weights)
     for name, value in found.encoder.backbone.state_dict().items():

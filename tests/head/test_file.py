@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from spatialavatar import files
+from spatialavatar import files, tensor_files
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head.file import head_from_arrays, read_head, stored_head_id, write_head
 from spatialavatar.head.model import ARRAYS, HeadInfo
@@ -79,8 +79,8 @@ def test_a_flipped_bit(tmp_path):
 def test_metadata(tmp_path, change, message):
     path = tmp_path / "a.head.safetensors"
     write_head(path, INFO, arrays())
-    content, metadata = files.read_tensors(path)
-    files.write_tensors(path, content, {**metadata, **change})
+    content, metadata = tensor_files.read_tensors(path)
+    tensor_files.write_tensors(path, content, {**metadata, **change})
     with pytest.raises(SpatialAvatarError, match=message):
         read_head(path)
 
@@ -88,9 +88,9 @@ def test_metadata(tmp_path, change, message):
 def test_a_missing_array(tmp_path):
     path = tmp_path / "a.head.safetensors"
     write_head(path, INFO, arrays())
-    content, metadata = files.read_tensors(path)
+    content, metadata = tensor_files.read_tensors(path)
     del content["weights"]
-    files.write_tensors(path, content, metadata)
+    tensor_files.write_tensors(path, content, metadata)
     with pytest.raises(SpatialAvatarError, match="lacks weights"):
         read_head(path)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 
-from spatialavatar import files
+from spatialavatar import tensor_files
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.generator.checkpoint import complete_checkpoints
 from spatialavatar.losses.lpips_weights import WEIGHTS_VARIABLE
@@ -96,7 +96,7 @@ def assert_same_curve(run: Path, other: Path) -> None:
 
 
 def moments(run: Path, step: int) -> dict[str, np.ndarray]:
-    return files.read_tensors(run / f"checkpoints/step-{step:08d}/optimizer.safetensors")[0]
+    return tensor_files.read_tensors(run / f"checkpoints/step-{step:08d}/optimizer.safetensors")[0]
 
 
 def assert_same_first_gradient(run: Path, other: Path) -> None:
@@ -119,7 +119,7 @@ def test_two_processes_train_as_one(folder: Path, stage: int) -> None:
     assert in_group(spread, 2, folder / "results", config, str(out)) == [None, None]
     assert_same_curve(out, folder / "plain")
     assert_same_first_gradient(out, folder / "plain")
-    anchors = [files.read_tensors(run / "anchor.safetensors")[0] for run in (out, folder / "plain")]
+    anchors = [tensor_files.read_tensors(run / "anchor.safetensors")[0] for run in (out, folder / "plain")]
     assert all(np.array_equal(anchors[0][name], anchors[1][name]) for name in anchors[1])
 
 
@@ -135,7 +135,7 @@ def test_a_checkpoint_goes_on_with_any_number_of_processes(folder: Path) -> None
         start = moments(out, 2 * number)
         config = phase_2(folder, distributed={"zero_stage": stage}, checkpoint_every=2).model_dump(mode="json")
         assert in_group(restored_and_spread, world, folder / "results", config, str(out)) == [None] * world
-        again = files.read_tensors(folder / "results" / "moments.safetensors")[0]
+        again = tensor_files.read_tensors(folder / "results" / "moments.safetensors")[0]
         assert again.keys() >= start.keys() and all(np.array_equal(again[name], start[name]) for name in start)
         unused = [name for name in again.keys() - start.keys() if not name.endswith("/step")]
         assert not any(again[name].any() for name in unused)  # ZeRO has moments of what no gradient reaches
@@ -162,7 +162,7 @@ def restored(config: dict[str, Any], out: str) -> None:
     engine.restore(found.moments)
     arrays = engine.moments()
     if int(os.environ["RANK"]) == 0:
-        files.write_tensors(Path(out).parent / "results" / "moments.safetensors", arrays)
+        tensor_files.write_tensors(Path(out).parent / "results" / "moments.safetensors", arrays)
 
 
 @pytest.mark.slow
@@ -173,7 +173,7 @@ def test_a_loss_that_is_no_number_stops_all_processes(folder: Path) -> None:
     first, second = in_group(spread, 2, folder / "results", config, str(out), (1, 2))
     assert first == second and "loss is nan at step 3" in first
     assert "samples [10, 11]" in first and "failed-batches/rank-1.safetensors" in first
-    kept, metadata = files.read_tensors(out / "failed-batches" / "rank-1.safetensors")
+    kept, metadata = tensor_files.read_tensors(out / "failed-batches" / "rank-1.safetensors")
     assert metadata["step"] == "3" and np.isnan(kept["background"][0]).all()
     assert [Path(step).name for step in complete_checkpoints(out)] == ["step-00000002"]
     assert in_group(spread, 2, folder / "results", config, str(out)) == [None, None]

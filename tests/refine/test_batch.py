@@ -14,7 +14,7 @@ import numba
 import pytest
 import torch
 
-from spatialavatar import files
+from spatialavatar import files, tensor_files
 from spatialavatar.avatar.folder import LOG
 from spatialavatar.clip import TrackedClip
 from spatialavatar.errors import SpatialAvatarError, StoreError
@@ -256,9 +256,9 @@ def truncated(folder: Path) -> None:
 
 def rewritten(change: Callable[[dict[str, Any], dict[str, str]], None]) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
-        arrays, metadata = files.read_tensors(folder / FILE)
+        arrays, metadata = tensor_files.read_tensors(folder / FILE)
         change(arrays, metadata)
-        files.write_tensors(folder / FILE, arrays, metadata)
+        tensor_files.write_tensors(folder / FILE, arrays, metadata)
 
     return damage
 

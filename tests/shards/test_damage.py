@@ -19,7 +19,7 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spatialavatar import files
+from spatialavatar import files, tensor_files
 from spatialavatar.clip import TrackedClip
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.shards import ClipEntry, open_shards, read_clip
@@ -331,7 +331,7 @@ def test_hostile_arrays(sound: dict[str, bytes], entry: ClipEntry, data: st.Data
 def test_arrays_that_do_not_fit(sound: dict[str, bytes], entry: ClipEntry, name: str, array: np.ndarray) -> None:
     arrays = {**tiny_take(0, cameras=2, instants=2).arrays(), name: array}
     metadata = {"format": "spatialavatar-clip-params", "version": "1"}
-    for data in (files.tensor_bytes(arrays, metadata), safetensors.numpy.save(arrays)):
+    for data in (tensor_files.tensor_bytes(arrays, metadata), safetensors.numpy.save(arrays)):
         row = hostile_row(with_column(row_of(sound), "arrays", data, pa.large_binary()))
         assert read_hostile(entry, row) is None
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spatialavatar import files
+from spatialavatar import files, store
 from spatialavatar.errors import SpatialAvatarError, StoreError
 from spatialavatar.shards.convert import Converted
 from spatialavatar.shards.ingest import IngestSummary, Work, ingest
@@ -52,8 +52,8 @@ def on_disk(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def in_store(source: Path, s3_bucket: str, faulty_store: FaultyStore, monkeypatch: pytest.MonkeyPatch) -> IngestConfig:
     """The same folders in a bucket, on a store that is asked again soon."""
-    monkeypatch.setattr(files, "RETRY_AFTER", (0.001,) * 3)
-    monkeypatch.setattr(files, "S3_CLIENT", {"retries": {"total_max_attempts": 1}, "read_timeout": 0.5})
+    monkeypatch.setattr(store, "RETRY_AFTER", (0.001,) * 3)
+    monkeypatch.setattr(store, "S3_CLIENT", {"retries": {"total_max_attempts": 1}, "read_timeout": 0.5})
     for path in source.rglob("*"):
         if path.is_file():
             faulty_store.put(f"{s3_bucket}/raw/{path.relative_to(source)}", path.read_bytes())

@@ -16,7 +16,7 @@ import torch
 import yaml
 from safetensors.numpy import load_file
 
-from spatialavatar import files
+from spatialavatar import files, tensor_files
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.generator.checkpoint import complete_checkpoints, read_facts, read_generator
 from spatialavatar.training import run as runs
@@ -301,7 +301,7 @@ def test_a_loss_that_is_no_number_keeps_the_batch_and_the_last_checkpoint(
         match=r"loss is nan at step 3; its batch .* kept in .*step-00000002 with --resume --set .*rate=0.0005",
     ):
         train(training_in(folder), out)
-    kept, metadata = files.read_tensors(out / "failed-batch.safetensors")
+    kept, metadata = tensor_files.read_tensors(out / "failed-batch.safetensors")
     assert metadata["step"] == "3" and np.isnan(kept["background"][0]).all()
     assert kept["numbers"].tolist() == [6, 7, 8]
     assert complete_checkpoints(out)[-1].endswith("step-00000002")
@@ -382,8 +382,8 @@ def test_another_anchor_is_noticed(folder: Path, phase1: Path) -> None:
     out = folder / "anchor"
     with pytest.raises(Killed):
         train(phase2_config(folder, phase1), out, observe=kill_at(2))
-    arrays, _ = files.read_tensors(out / "anchor.safetensors")
-    files.write_tensors(out / "anchor.safetensors", {name: array + 1 for name, array in arrays.items()})
+    arrays, _ = tensor_files.read_tensors(out / "anchor.safetensors")
+    tensor_files.write_tensors(out / "anchor.safetensors", {name: array + 1 for name, array in arrays.items()})
     with pytest.raises(SpatialAvatarError, match=r"anchor\.safetensors: not the weights that this run is anchored at"):
         train(phase2_config(folder, phase1), out, resume=True)
 
@@ -555,8 +555,8 @@ def test_a_run_on_a_store(folder: Path, phase1: Path) -> None:
         train(training_in(folder), out, observe=kill_at(3))
     train(training_in(folder), out, resume=True)
     for name in ("generator.safetensors", "optimizer.safetensors"):
-        found, _ = files.read_tensors(f"{complete_checkpoints(out)[-1]}/{name}")
-        expected, _ = files.read_tensors(f"{complete_checkpoints(phase1)[-1]}/{name}")
+        found, _ = tensor_files.read_tensors(f"{complete_checkpoints(out)[-1]}/{name}")
+        expected, _ = tensor_files.read_tensors(f"{complete_checkpoints(phase1)[-1]}/{name}")
         assert found.keys() == expected.keys() and all(np.array_equal(found[n], expected[n]) for n in found)
     lines = [json.loads(line) for line in files.read_bytes(f"{out}/train.jsonl").decode().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 4]

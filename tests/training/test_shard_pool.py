@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spatialavatar import files
+from spatialavatar import files, tensor_files
 from spatialavatar.clip import FrameIndex, save_clip
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.shards import open_shards
@@ -174,7 +174,7 @@ def test_a_training_on_shards(tmp_path: Path) -> None:
         train(settings(1, 4), tmp_path / "resumed", observe=killed)
     train(settings(0, 4), tmp_path / "resumed", resume=True)
     ends = [
-        files.read_tensors(tmp_path / run / "checkpoints/step-00000004/generator.safetensors")[0]
+        tensor_files.read_tensors(tmp_path / run / "checkpoints/step-00000004/generator.safetensors")[0]
         for run in ("thread", "resumed")
     ]
     assert all(np.array_equal(ends[0][name], ends[1][name]) for name in ends[0])

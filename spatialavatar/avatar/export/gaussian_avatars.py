@@ -5,13 +5,12 @@ triangle frames are the same as ours, so the values go over unchanged. GaussianA
 patch itself: 5143 vertices, 10144 faces, of which FLAME's own 5023 and 9976 come first.
 """
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from spatialavatar import files
+from spatialavatar import files, npz_files
 from spatialavatar.avatar.export.ply import write_splats
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head.model import HeadModel
@@ -58,8 +57,6 @@ def write_gaussian_avatars(
         "static_offset": _with_teeth(_array(offset))[None],
         "dynamic_offset": np.zeros((t, VERTICES_WITH_TEETH, 3), np.float32),  # asked for by the viewers
     }
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **motion)  # type: ignore[arg-type]
     write_splats(
         files.join(folder, "point_cloud.ply"),
         position=_array(local.position[0]),
@@ -70,7 +67,7 @@ def write_gaussian_avatars(
         binding=layout.face_index.cpu().numpy(),
         comments=comments,
     )
-    files.write_bytes(files.join(folder, "flame_param.npz"), buffer.getvalue())
+    npz_files.write_npz(files.join(folder, "flame_param.npz"), motion, compressed=True)
 
 
 def require_flame(head: HeadModel) -> None:

@@ -9,13 +9,12 @@ all cameras from there on). Else VHAP's rule: the first ceil(0.7 T) timesteps tr
 several when there is no camera 8, as val; the others test.
 """
 
-import io
 import math
 from typing import Any
 
 import numpy as np
 
-from spatialavatar import files
+from spatialavatar import files, npz_files
 from spatialavatar.clip.conventions import to_opengl_camera_to_world
 from spatialavatar.clip.exporters.report import ExportReport, common_notes
 from spatialavatar.clip.header import FrameIndex
@@ -87,22 +86,16 @@ def _write_parameters(clip: TrackedClip, arrays: dict[str, np.ndarray], moved: n
     }
     for t in range(clip.instants):
         row = {name: values[t : t + 1] for name, values in columns.items()}
-        _write_npz(files.join(out, _parameter_file(t)), {**row, **fixed})
+        npz_files.write_npz(files.join(out, _parameter_file(t)), {**row, **fixed})
     zeros = {name: np.zeros_like(values[:1]) for name, values in columns.items()}
     zeros["jaw_pose"] = np.array([[0.3, 0, 0]], np.float32)  # mouth open; readers drop what is not float32
-    _write_npz(files.join(out, CANONICAL_FILE), {**zeros, **fixed})
+    npz_files.write_npz(files.join(out, CANONICAL_FILE), {**zeros, **fixed})
     return clip.instants + 1
 
 
 def _padded(codes: np.ndarray, count: int) -> np.ndarray:
     missing = max(0, count - codes.shape[-1])
     return np.concatenate([codes, np.zeros((*codes.shape[:-1], missing), np.float32)], -1)
-
-
-def _write_npz(location: str, arrays: dict[str, np.ndarray]) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    files.write_bytes(location, buffer.getvalue())
 
 
 def _parameter_file(timestep: int) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spatialavatar import files
+from spatialavatar import files, npz_files
 from spatialavatar.clip.assembly import assemble_clip
 from spatialavatar.clip.header import ClipSource
 from spatialavatar.clip.importers.foreign_pictures import read_picture
@@ -88,7 +88,7 @@ def open_npz(folder: str, head: HeadModel, options: ImportOptions) -> list[Track
 
 
 def _read(location: str) -> dict[str, np.ndarray]:
-    arrays = files.read_npz(location, (*_REQUIRED, *_OPTIONAL))
+    arrays = npz_files.read_npz(location, (*_REQUIRED, *_OPTIONAL))
     for name, array in arrays.items():
         if array.dtype.kind not in "iuf":
             raise SpatialAvatarError(f"{location}: {name} is {array.dtype}, expected numbers")

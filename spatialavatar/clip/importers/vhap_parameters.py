@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from spatialavatar import files
+from spatialavatar import npz_files
 from spatialavatar.clip.importers.options import ImportOptions, fitted_codes
 from spatialavatar.clip.importers.vhap_listing import VhapSequence
 from spatialavatar.errors import SpatialAvatarError
@@ -75,7 +75,7 @@ def read_parameters(sequence: VhapSequence, head: HeadModel, options: ImportOpti
 
 def _read_row(location: str) -> dict[str, np.ndarray]:
     """The arrays of one timestep, those of one row without that axis."""
-    arrays = files.read_npz(location, (*PARAMETERS, "static_offset", "dynamic_offset"), _LARGEST_PARAMETERS)
+    arrays = npz_files.read_npz(location, (*PARAMETERS, "static_offset", "dynamic_offset"), _LARGEST_PARAMETERS)
     missing = [name for name in PARAMETERS if name not in arrays]
     if missing:
         raise SpatialAvatarError(f"{location}: lacks {', '.join(missing)}; export with VHAP's --flame-mode param")

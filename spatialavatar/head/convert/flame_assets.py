@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from spatialavatar import files
+from spatialavatar import files, npz_files
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head.convert.checked import indices, numbers
 from spatialavatar.head.convert.obj import read_obj
@@ -89,7 +89,7 @@ def read_flame_landmarks(location: files.Location, faces: int) -> tuple[np.ndarr
 
 
 def _uv_of_npz(location: files.Location) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    content = files.read_npz(location)
+    content = npz_files.read_npz(location)
     for uv_key, face_key in UV_KEYS:
         if uv_key in content and face_key in content:
             either = [(*batch, None, columns) for batch in ((), (1,)) for columns in (2, 3)]
@@ -111,7 +111,7 @@ def _uv_of_npz(location: files.Location) -> tuple[np.ndarray, np.ndarray, np.nda
 def _embedding(location: files.Location) -> dict[str, Any]:
     name = str(location)
     if name.endswith(".npz"):
-        return dict(files.read_npz(location, max_bytes=_LARGEST_EMBEDDING))
+        return dict(npz_files.read_npz(location, max_bytes=_LARGEST_EMBEDDING))
     data = files.read_bytes(location, _LARGEST_EMBEDDING)
     if name.endswith(".npy"):
         # an npy of a dictionary is a header and a pickle, which numpy itself would run

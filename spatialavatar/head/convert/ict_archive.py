@@ -6,7 +6,7 @@ part_names, landmarks68. ``ict_checkout.py`` makes the same head from a checkout
 
 import numpy as np
 
-from spatialavatar import files
+from spatialavatar import files, npz_files
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head.convert.charts import uv_charts
 from spatialavatar.head.convert.checked import indices, numbers, texts
@@ -50,7 +50,7 @@ def ict_info(id: str | None, part_names: list[str], expression_names: list[str])
 
 def convert_ict_archive(source: files.Location, id: str | None = None) -> tuple[HeadInfo, dict[str, np.ndarray]]:
     """Raises SpatialAvatarError: not an npz, damaged, or a key missing."""
-    archive = files.read_npz(source)
+    archive = npz_files.read_npz(source)
     missing = [key for key in KEYS if key not in archive]
     if missing:
         raise SpatialAvatarError(
