@@ -1,0 +1,66 @@
+"""The benchmark page says what the records say, all of them, and its commands exist."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from benchmarks.page import PAGE, RESULTS, ROOT, page
+
+
+def test_the_committed_page_is_that_of_the_records() -> None:
+    assert page() == PAGE.read_text(), "run python benchmarks/page.py and commit docs/benchmarks.md"
+
+
+def test_every_record_and_every_picture_is_on_it() -> None:
+    linked = set(re.findall(r"\(\.\./benchmarks/results/([^)]+)\)", page()))
+    assert linked == {file.name for file in RESULTS.iterdir()} - {"README.md"}
+
+
+def test_its_commands_name_files_that_exist() -> None:
+    overview = page().split("## All records")[0]  # the records' own commands are those of their commits
+    named = set(re.findall(r"benchmarks/[\w/]+\.(?:py|yaml)", overview))
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+    assert len(named) > 10
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(RESULTS, tmp_path / "results"))
+
+
+def copy(file: Path, to: str, **changes: object) -> None:
+    """A record beside ``file``, with other values at its top."""
+    document = json.loads(file.read_text()) | changes
+    file.with_name(to).write_text(json.dumps(document))
+
+
+def test_a_newer_record_takes_the_older_ones_place(results: Path) -> None:
+    file = next(results.glob("stream-*.json"))
+    values = json.loads(file.read_text())["results"]
+    values["alpha"]["prepared on one core, frames/s"] = 123.4
+    copy(file, "stream-2030-01-01.json", date="2030-01-01T00:00:00Z", results=values)
+    text = page(results)
+    assert "| 123.4 frames/s | machine " in text
+    assert file.name in text  # among all records
+
+
+def test_a_record_of_a_gpu_ends_the_sentence_that_there_is_none(results: Path) -> None:
+    before = page(results)
+    assert "No CUDA number exists yet" in before
+    file = next(results.glob("rasterizer-*.json"))
+    machine = json.loads(file.read_text())["machine"] | {"gpus": ["NVIDIA Something"]}
+    copy(file, "rasterizer-2030-01-01.json", date="2030-01-01T00:00:00Z", machine=machine)
+    text = page(results)
+    assert "No CUDA number exists yet" not in text
+    assert re.search(r"gsplat, forward and backward.*\[rasterizer-2030-01-01\]", text)
+    overview, overview_before = (one.split("## What was never measured")[0] for one in (text, before))
+    assert overview == overview_before  # which goes on telling what CPUs do
+
+
+def test_a_record_that_nobody_explained_is_named(results: Path) -> None:
+    copy(next(results.glob("fleet-*.json")), "mystery.json", name="mystery")
+    with pytest.raises(KeyError, match=r"mystery\.json: say in BENCHMARKS"):
+        page(results)
