@@ -116,7 +116,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     told = fleet.finish("finished", swept=True)
     finished = time.perf_counter()
     ray.shutdown()
-    todo = told["status"]["total"] - before
+    todo = told.status.total - before
     steady = [s for s in seen if 0.1 * todo <= s[1] - before <= 0.9 * todo and s[2] == options.workers]
     rate = (steady[-1][1] - steady[0][1]) / (steady[-1][0] - steady[0][0]) if len(steady) > 1 else None
     ideal = options.workers / options.seconds
@@ -153,10 +153,10 @@ def simulated(options: argparse.Namespace) -> dict[str, Any]:
     settled = time.perf_counter()
     told = fleet.finish("finished", swept=False)
     return {
-        "subjects": told["status"]["done"],
+        "subjects": told.status.done,
         "workers": SIMULATED_WORKERS,
         "seconds_to_read_manifest": round(read - began, 2),
-        "microseconds_for_a_subject": round(1e6 * (settled - read) / told["status"]["done"], 1),
+        "microseconds_for_a_subject": round(1e6 * (settled - read) / told.status.done, 1),
         "seconds_for_summary": round(time.perf_counter() - settled, 2),
         "driver_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
     }

@@ -174,20 +174,20 @@ def refine(
                 fleet.finish("failed", swept=False)
             raise
     told = fleet.finish(state, swept=state == "finished")
-    for note in told["notes"]:
+    for note in told.notes:
         say(note)
-    status = told["status"]
-    review = f", {status['review']} of them to review" if status["review"] else ""
-    typer.echo(f"{settings.output}: {status['done']} of {status['total']} done, {told['new']} new{review}")
-    if status["failed"]:
-        typer.echo(f"{status['failed']} given up or refused, with reasons in {settings.output}/summary.md")
+    status = told.status
+    review = f", {status.review} of them to review" if status.review else ""
+    typer.echo(f"{settings.output}: {status.done} of {status.total} done, {told.new} new{review}")
+    if status.failed:
+        typer.echo(f"{status.failed} given up or refused, with reasons in {settings.output}/summary.md")
     if state == "stopped":
         if not resume:
             raise Interrupted("go on without --no-resume, which would start over")
         raise KeyboardInterrupt
-    if status["left"]:
+    if status.left:
         raise SpatialAvatarError(
-            f"{status['left']} subjects are left, because their store did not answer; run the same command again"
+            f"{status.left} subjects are left, because their store did not answer; run the same command again"
         )
 
 

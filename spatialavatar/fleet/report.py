@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from spatialavatar import __version__, files
+from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.fleet.config import FleetConfig
 from spatialavatar.fleet.ledger import Case
@@ -10,7 +10,7 @@ from spatialavatar.fleet.records import FAILURES, RECORDS, Recipe, Record, id_in
 from spatialavatar.fleet.settings import FORMAT, SETTINGS, VERSION
 from spatialavatar.fleet.status import now, read_status, state_of
 from spatialavatar.fleet.subjects import FleetSubject, Listing, read_subjects
-from spatialavatar.fleet.summary import Row, ordered, rows_of, write_summary
+from spatialavatar.fleet.summary import Row, heading, ordered, rows_of, write_summary
 
 
 @dataclass
@@ -52,14 +52,10 @@ def write_report(out: files.Location) -> Report:
         state = state_of(read_status(out))
     except SpatialAvatarError:
         state = "unknown"
-    run = {
-        "state": state,
-        "subjects": report.config.subjects or "none",
-        "settings": f"{report.recipe.config_hash[:12]}, layout {report.recipe.layout_fingerprint[:12]}",
-        "written": f"{now()}, from the records",
-        "program": f"spatialavatar {__version__}",
-    }
-    write_summary(out, report.rows, run | {f"note {n}": note for n, note in enumerate(report.notes[:10], 1)})
+    told = heading(
+        state, report.config.subjects or "none", report.recipe, {"written": f"{now()}, from the records"}
+    ) | {f"note {n}": note for n, note in enumerate(report.notes[:10], 1)}
+    write_summary(out, report.rows, told)
     return report
 
 

@@ -8,17 +8,15 @@ import contextlib
 import difflib
 import os
 import socket
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
-from spatialavatar import __version__, files
+from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError, StoreError
 from spatialavatar.fleet.config import FleetConfig
-from spatialavatar.fleet.gate import review
+from spatialavatar.fleet.finished import Finished
 from spatialavatar.fleet.ledger import Case, Ledger
 from spatialavatar.fleet.pipeline import Job, Outcome
 from spatialavatar.fleet.records import (
@@ -33,19 +31,17 @@ from spatialavatar.fleet.records import (
     read_failures,
     read_records,
     remove,
-    try_records,
     write_failure,
-    write_records,
 )
 from spatialavatar.fleet.settings import SETTINGS, claim_output, settings_of
 from spatialavatar.fleet.status import Rate, State, Status, now, write_status
 from spatialavatar.fleet.subjects import FleetSubject, Listing, read_subjects, source_version
-from spatialavatar.fleet.summary import Row, means, rows_of, write_summary
+from spatialavatar.fleet.summary import Row, heading, rows_of, write_summary
 from spatialavatar.fleet.sweep import sweep
 from spatialavatar.writer import TakenOver, Writer
 
 SECONDS_BETWEEN_WRITES = {True: 5.0, False: 15.0}  # of the status, by whether the output is a local folder
-SECONDS_BETWEEN_CHECKS = 30.0  # whether the source has changed, and of a store that did not answer
+SECONDS_BETWEEN_CHECKS = 30.0  # whether the source has changed
 
 
 @dataclass(frozen=True)
@@ -58,11 +54,21 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class _Read:
-    """What was found in records of earlier runs."""
+class Ending:
+    """What is told of a run that is over."""
 
-    verdicts: dict[str, Record]  # by name; those that another gate judges otherwise
-    unanswered: dict[str, StoreError]  # by name; those that the store did not give
+    status: Status
+    new: int  # subjects that it finished
+    notes: list[str]  # of its last minutes, which nobody has seen yet
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Who is to be refined, and what earlier runs left of them, by the names of their records."""
+
+    subjects: dict[str, FleetSubject]
+    records: Set[str]
+    failures: dict[str, tuple[list[Failure], bool]]  # of those without a record; and whether they were given up
 
 
 class FleetRun:
@@ -75,38 +81,29 @@ class FleetRun:
         self.total_seconds = self.optimising_seconds = 0.0  # of all workers
         self.workers = self.starting = self.workers_lost = 0
         self.partly_done = 0.0  # of the subjects that are out, in whole subjects
-        self._out, self._selection = config.output, selection
-        self._listing = listing
-        self._want(chosen(listing, selection.only))
-        self._records: dict[str, Record] = {}  # by name; known ones, whoever made them
-        self._given_up: dict[str, Case] = {}  # in earlier runs
-        self._done_here = self._psnr_count = self._to_review = 0
-        self._psnr_sum = 0.0
+        self._out, self._selection, self._listing = config.output, selection, listing
+        wanted = self._named(chosen(listing, selection.only))
+        self._done_here = self._most_workers = 0
         self._rate = Rate()
         self._began = time.monotonic()
         self._rate.note(self._began, 0)
-        self._written = self._checked = self._asked = self._began
+        self._written = self._checked = self._began
         self._notes: list[str] = []
-        self._lock = threading.Lock()
         self._office = ThreadPoolExecutor(3, "office")  # reads, writes and looks while the loop goes on
         self._desk = ThreadPoolExecutor(1, "desk")  # failures, in order
-        self._damaged: list[str] = []  # names of records that cannot be used
-        self._changed: set[str] = set()  # ids that were out when the list changed what it says of them
-        self._most_workers = 0
         self._writing: Future[None] | None = None
-        self._looking: Future[tuple[Listing, set[str]] | None] | None = None
+        self._looking: Future[tuple[Listing, _Wanted] | None] | None = None
         self._failure_writes: list[Future[None]] = []  # that are not over
-        self._reading: Future[_Read] | None = None
-        self._unread: set[str] = set()  # names of records that nobody has asked for
-        self._unanswered: dict[str, StoreError] = {}  # by name of a record; asked for in vain
-        self._verdicts: dict[str, Record] = {}  # by name; to be written
-        self._judging: Future[None] | None = None
         self._writer = Writer(self._out, "fleet")
         self._status = Status(started=now(), driver=f"process {os.getpid()} on {socket.gethostname()}")
         self._settings = settings_of(config, recipe)
         claim_output(self._out, self._settings, replace=selection.again and not selection.only)
-        self._finished = self._look_at_records()
-        self._unread |= self._finished
+        self._finished = Finished(self._out, config.gate, self._office, self._writer, self._notes.append)
+        self._failures: dict[str, tuple[list[Failure], bool]] = {}  # by name, of earlier runs; whether given up
+        self._given_up: dict[str, Case] = {}  # in earlier runs
+        self._changed: set[str] = set()  # ids that were out when the list changed what it says of them
+        self._by_name: dict[str, FleetSubject] = {}  # those that are wanted
+        self._want(_Wanted(wanted, set(), {}) if selection.again else self._looked_up(wanted, wanted.keys()))
 
     def begin(self) -> None:
         """Take the output over from any other run, which ends then."""
@@ -115,17 +112,16 @@ class FleetRun:
         if self._selection.again:
             self._clear()
         self._write(self._current("running"))  # whoever looks sees this run, not the one before
-        self._read_on()
+        self._finished.read_on()
 
     @property
     def open(self) -> bool:
         """Whether anything is to be done, as far as is known yet; not for records that the store does not give."""
-        reading = self._reading is not None and not self._reading.done()
-        return self.ledger.open or reading or bool(self._unread) or bool(self._damaged)
+        return self.ledger.open or self._finished.open
 
     def know_all(self) -> None:
         """Wait until all records of earlier runs are read that can be read."""
-        self._read_on(wait=True)
+        self._finished.read_on(wait=True)
         self._make_again()
 
     def jobs_of(self, cases: Sequence[Case]) -> list[Job]:
@@ -133,11 +129,11 @@ class FleetRun:
 
     @property
     def done(self) -> int:
-        return len(self._finished)
+        return len(self._finished.names)
 
     @property
     def total(self) -> int:
-        return len(self._wanted)
+        return len(self._by_name)
 
     def settle(self, outcome: Outcome, worker: str, where: str = "") -> None:
         """What a worker on the machine ``where`` says of a subject that is out."""
@@ -146,8 +142,7 @@ class FleetRun:
             self.ledger.done(outcome.id)
             name = f"{outcome.id}.{outcome.record['digest']}"
             if self._names.get(outcome.id) == name:
-                self._finished.add(name)
-                self._know(name, outcome.record)
+                self._finished.add(name, outcome.record)
             self._done_here += 1
         elif outcome.kind == "error":
             case = self.ledger.case(outcome.id)
@@ -181,11 +176,11 @@ class FleetRun:
         another run has taken over."""
         time_now = time.monotonic()
         self._rate.note(time_now, self._done_here + self.partly_done)
-        if self._unanswered and self.ledger.open and time_now - self._asked > SECONDS_BETWEEN_CHECKS:
-            self._unread |= self._unanswered.keys()
-        self._read_on()
+        if self.ledger.open:
+            self._finished.ask_again(time_now)
+        self._finished.read_on()
         self._make_again()
-        self._judge_again()
+        self._finished.judge_again()
         self._note_failed_writes()
         if self._looking is not None and self._looking.done():
             looking, self._looking = self._looking, None
@@ -195,7 +190,7 @@ class FleetRun:
                 self._follow(*found)
         elif self._looking is None and time_now - self._checked > SECONDS_BETWEEN_CHECKS:
             self._checked = time_now
-            self._looking = self._office.submit(self._changed_listing, self._listing.version)
+            self._looking = self._office.submit(self._changed_listing, self._listing.version, self._by_name.keys())
         status = self._current("running")
         if self._writing is not None and self._writing.done():
             failed = self._writing.exception()
@@ -207,31 +202,30 @@ class FleetRun:
             self._writing = self._office.submit(self._write, status)
         return status
 
-    def finish(self, state: State, swept: bool) -> dict[str, Any]:
+    def finish(self, state: State, swept: bool) -> Ending:
         """Write summary and last status; ``swept``: nobody writes any more, so what is superseded can go.
 
         Raises TakenOver, with nothing written, when another run has taken over; and, after all else is done that can
         be, StoreError where summary or status could not be written."""
         self._writer.require()
         said = len(self._notes)
-        self._finish_reading()
+        self._finished.read_the_rest()
+        self._make_again()
+        self._finished.judge_again(wait=True)
         if self._writing is not None and (error := self._writing.exception()) is not None:
             self._notes.append(str(error))
         self._note_failed_writes(wait=True)
         rows = self._rows()
         status = self._current(state)
         seconds = time.monotonic() - self._began
-        run = {
-            "state": state,
-            "subjects": f"{self.config.subjects or 'none'}, {len(self._listing.subjects)} listed",
-            "settings": f"{self.recipe.config_hash[:12]}, layout {self.recipe.layout_fingerprint[:12]}",
+        more = {
             "this run": f"{self._done_here} finished in {seconds:.0f} s by up to {self._most_workers} workers",
             "optimising": "-" if status.optimising is None else f"{status.optimising:.0%} of the workers' time",
-            "program": f"spatialavatar {__version__}",
         }
+        subjects = f"{self.config.subjects or 'none'}, {len(self._listing.subjects)} listed"
         unwritten: StoreError | OSError | None = None
         try:
-            write_summary(self._out, rows, run)
+            write_summary(self._out, rows, heading(state, subjects, self.recipe, more))
         except (StoreError, OSError) as e:
             unwritten = e
             self._notes.append(f"the summary could not be written: {e}")
@@ -247,37 +241,35 @@ class FleetRun:
         self._desk.shutdown()
         if unwritten is not None:
             raise unwritten
-        notes = self._notes[said:]
-        return {
-            "status": asdict(status),
-            "means": means(rows),
-            "seconds": seconds,
-            "new": self._done_here,
-            "notes": notes,
-        }
+        return Ending(status, self._done_here, self._notes[said:])
 
-    def _want(self, subjects: Sequence[FleetSubject]) -> None:
-        self._wanted = list(subjects)
-        self._names = {subject.id: self.recipe.name(subject) for subject in self._wanted}
-        self._by_name = {self._names[subject.id]: subject for subject in self._wanted}
+    def _named(self, subjects: Iterable[FleetSubject]) -> dict[str, FleetSubject]:
+        return {self.recipe.name(subject): subject for subject in subjects}
 
-    def _look_at_records(self) -> set[str]:
-        """Names of what is finished; all others go to the ledger."""
-        there: set[str] = set()
-        tried: dict[str, tuple[list[Failure], bool]] = {}
-        if not self._selection.again:
-            there = listed(self._out, RECORDS) & self._by_name.keys()
-            if not self._selection.retry_failed:
-                tried = read_failures(self._out, (listed(self._out, FAILURES) & self._by_name.keys()) - there)
+    def _looked_up(self, subjects: dict[str, FleetSubject], asked: Set[str]) -> _Wanted:
+        """With what lies in the output of those ``asked`` for, by listings; failures are read."""
+        records = listed(self._out, RECORDS) & asked
+        if self._selection.retry_failed or self._selection.again:
+            return _Wanted(subjects, records, {})
+        return _Wanted(subjects, records, read_failures(self._out, (listed(self._out, FAILURES) & asked) - records))
+
+    def _want(self, wanted: _Wanted) -> None:
+        """Those who are new here and not finished join the ledger."""
+        before, self._by_name = self._by_name, wanted.subjects
+        self._names = {subject.id: name for name, subject in self._by_name.items()}
+        self._failures |= wanted.failures
+        self._finished.follow(self._by_name.keys(), wanted.records)
         for name, subject in self._by_name.items():
-            if name in there:
-                continue
-            before, given_up = tried.get(name, ([], False))
-            if given_up:
-                self._given_up[subject.id] = Case(subject, before)
-            else:
-                self.ledger.add(subject, before)
-        return there
+            if name not in before and name not in self._finished.names and subject.id not in self.ledger:
+                self._enlist(subject)
+
+    def _enlist(self, subject: FleetSubject) -> None:
+        """To be refined, with the failures of earlier runs, unless one of them gave it up."""
+        before, given_up = self._failures.get(self.recipe.name(subject), ([], False))
+        if given_up:
+            self._given_up[subject.id] = Case(subject, before)
+        else:
+            self.ledger.add(subject, before)
 
     def _clear(self) -> None:
         """Nothing of what is made again must be taken up: records of the same names, checkpoints and failures."""
@@ -287,69 +279,6 @@ class FleetRun:
             (FAILURES, listed(self._out, FAILURES)),
         ):
             remove(self._out, folder, [name for name in names if id_in(name) in self._names])
-
-    def _read_on(self, wait: bool = False) -> None:
-        """Take in what was read of earlier runs' records, and read what is to be read yet; ``wait`` for all of it."""
-        while True:
-            if self._reading is not None and (wait or self._reading.done()):
-                read, self._reading = self._reading.result(), None
-                self._verdicts |= read.verdicts
-                self._unanswered |= read.unanswered
-            if self._reading is not None or not self._unread:
-                return
-            names, self._unread = self._unread, set()
-            self._unanswered = {name: e for name, e in self._unanswered.items() if name not in names}
-            self._asked = time.monotonic()
-            self._reading = self._office.submit(self._read_known, sorted(names))
-            if not wait:
-                return
-
-    def _read_known(self, names: Sequence[str]) -> _Read:
-        """The records of earlier runs; one that cannot be used is as good as none."""
-        read = _Read({}, {})
-        for name, record in try_records(self._out, names):
-            if isinstance(record, StoreError):
-                read.unanswered[name] = record
-                continue
-            if isinstance(record, SpatialAvatarError):
-                self._notes.append(str(record))
-                self._damaged.append(name)
-                continue
-            verdict = review(self.config.gate, record["metrics"])
-            if verdict != record["review"]:  # the gate is another than then
-                record = {**record, "review": verdict}
-                read.verdicts[name] = record
-            self._know(name, record)
-        return read
-
-    def _finish_reading(self) -> None:
-        """Once more what the store did not give; what it still does not is noted."""
-        self._unread |= self._unanswered.keys()
-        self._read_on(wait=True)
-        self._make_again()
-        if self._unanswered:
-            reason = next(iter(self._unanswered.values()))
-            self._notes.append(
-                f"{len(self._unanswered)} records could not be read, and their metrics are not in the summary; "
-                f"'spatialavatar fleet report' makes it anew: {reason}"
-            )
-        self._judge_again(wait=True)
-
-    def _judge_again(self, wait: bool = False) -> None:
-        """Write what another gate says of records."""
-        if self._judging is not None and (wait or self._judging.done()):
-            self._judging.result()
-            self._judging = None
-        if self._verdicts and self._judging is None:
-            verdicts, self._verdicts = self._verdicts, {}
-            self._judging = self._office.submit(self._write_verdicts, verdicts)
-            if wait:
-                self._judging.result()
-
-    def _write_verdicts(self, records: dict[str, Record]) -> None:
-        with self._noted("what the gate says of earlier avatars could not all be written"):
-            self._writer.require()
-            write_records(self._out, records)
 
     def _note_failed_writes(self, wait: bool = False) -> None:
         """Of failures; those that are not over are looked at later."""
@@ -375,12 +304,10 @@ class FleetRun:
 
     def _make_again(self) -> None:
         """Subjects whose record turned out to be of no use."""
-        while self._damaged:
-            name = self._damaged.pop()
-            self._finished.discard(name)
+        for name in self._finished.take_damaged():
             subject = self._by_name.get(name)
             if subject is not None and subject.id not in self.ledger:
-                self.ledger.add(subject)
+                self._enlist(subject)
 
     def _catch_up(self, ids: Sequence[str]) -> None:
         """Of those that came back: for whom the list has named another clip since, or nothing."""
@@ -388,79 +315,52 @@ class FleetRun:
             self._changed.remove(id)
             self.ledger.drop([id])
             name = self._names.get(id)
-            if name is not None and name not in self._finished:
-                self.ledger.add(self._by_name[name])
-
-    def _know(self, name: str, record: Record) -> None:
-        with self._lock:
-            if name not in self._records:
-                self._to_review += bool(record["review"])
-                if record["metrics"].get("psnr") is not None:
-                    self._psnr_sum += record["metrics"]["psnr"]
-                    self._psnr_count += 1
-            self._records[name] = record
+            if name is not None and name not in self._finished.names:
+                self._enlist(self._by_name[name])
 
     def _keep_failure(self, case: Case, given_up: bool) -> None:
         name = self.recipe.name(case.subject)
         write = self._desk.submit(write_failure, self._out, name, case.subject, list(case.failures), given_up)
         self._failure_writes.append(write)
 
-    def _changed_listing(self, version: str) -> tuple[Listing, set[str]] | None:
-        """The list when it has changed, and the names of the records that there are."""
+    def _changed_listing(self, version: str, known: Set[str]) -> tuple[Listing, _Wanted] | None:
+        """The list when it has changed, and who of it is wanted; names that are ``known`` are not looked up again."""
         if not version or source_version(self.config.subjects) == version:
             return None
-        return read_subjects(self.config.subjects, self.config.allow), listed(self._out, RECORDS)
+        listing = read_subjects(self.config.subjects, self.config.allow)
+        only = self._selection.only
+        wanted = self._named(subject for subject in listing.subjects if not only or subject.id in only)
+        return listing, self._looked_up(wanted, wanted.keys() - known)
 
-    def _follow(self, listing: Listing, there: set[str]) -> None:
-        """The source is another: new subjects join, those that are gone and still wait leave."""
-        before = {subject.id: subject for subject in self._wanted}
+    def _follow(self, listing: Listing, wanted: _Wanted) -> None:
+        """The source is another: new subjects join, those that are gone, or of another clip, and still wait leave."""
         self._listing = listing
-        wanted = [s for s in listing.subjects if not self._selection.only or s.id in self._selection.only]
-        ids = {subject.id for subject in wanted}
-        gone = [id for id, subject in before.items() if id not in ids]
-        gone += [s.id for s in wanted if s.id in before and s != before[s.id]]  # another clip under the same ID
+        gone = [subject.id for name, subject in self._by_name.items() if name not in wanted.subjects]
         self.ledger.drop(gone)
         self._changed.update(id for id in gone if id in self.ledger)
         for id in gone:
             self._given_up.pop(id, None)
         self._want(wanted)
-        current = self._by_name.keys()
-        self._unread = (self._unread | (there - self._finished)) & current
-        self._unanswered = {name: e for name, e in self._unanswered.items() if name in current}
-        self._finished = (self._finished | there) & current
-        with self._lock:
-            kept = {name: record for name, record in self._records.items() if name in current}
-            self._records = {}
-            self._psnr_sum, self._psnr_count, self._to_review = 0.0, 0, 0
-        for name, record in kept.items():
-            self._know(name, record)
-        for subject in wanted:
-            known = self._names[subject.id] in self._finished or before.get(subject.id) == subject
-            if not known and subject.id not in self.ledger:
-                self.ledger.add(subject)
-        self._read_on()
-        self._notes.append(f"{now()}: {self.config.subjects} has changed, {len(wanted)} subjects from now on")
+        self._finished.read_on()
+        self._notes.append(f"{now()}: {self.config.subjects} has changed, {self.total} subjects from now on")
 
     def _current(self, state: State) -> Status:
         ledger = self.ledger
         failed = len(ledger.failed) + len(self._given_up) + len(self._listing.refused)
         per_hour = self._rate.per_hour()
         todo = max(0.0, ledger.waiting + ledger.out - self.partly_done)  # the two are not of one moment
-        with self._lock:
-            to_review = self._to_review
-            mean = self._psnr_sum / self._psnr_count if self._psnr_count else None
         self._most_workers = max(self._most_workers, self.workers)
         self._status = replace(
             self._status,
             state=state,
-            total=len(self._wanted) + len(self._listing.refused),
-            done=len(self._finished),
-            review=to_review,
+            total=self.total + len(self._listing.refused),
+            done=self.done,
+            review=self._finished.to_review,
             running=ledger.out,
             queued=ledger.waiting,
             failed=failed,
             left=len(ledger.left),
-            mean_psnr=mean,
+            mean_psnr=self._finished.mean_psnr,
             subjects_per_hour=per_hour,
             seconds_left=3600 * todo / per_hour if per_hour and todo else None,
             workers=self.workers,
@@ -477,10 +377,11 @@ class FleetRun:
         write_status(self._out, status)
 
     def _rows(self) -> list[Row]:
-        finished = {id_in(name): record for name, record in self._records.items() if name in self._finished}
+        known = self._finished.records
+        finished = {id_in(name): record for name, record in known.items()}
         others = {id: ("left", case) for id, case in self.ledger.left.items()}
         others |= {id: ("failed", case) for id, case in (self._given_up | self.ledger.failed).items()}
-        others |= {id_in(name): ("done", Case(self._by_name[name])) for name in self._finished - self._records.keys()}
+        others |= {id_in(name): ("done", Case(self._by_name[name])) for name in self._finished.names - known.keys()}
         with self._noted("the summary lacks those that --only passed over"):
             self._add_passed_over(finished, others)
         return rows_of(self._listing, finished, others)
@@ -498,9 +399,7 @@ class FleetRun:
 
     def _sweep(self) -> None:
         self._writer.require()
-        with self._lock:
-            known = dict(self._records)
-        sweep(self._out, self._finished, known)
+        sweep(self._out, self._finished.names, self._finished.records)
 
 
 def chosen(listing: Listing, only: Sequence[str]) -> list[FleetSubject]:

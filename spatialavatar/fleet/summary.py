@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import UInt8
 
-from spatialavatar import files
+from spatialavatar import __version__, files
 from spatialavatar.clip.pictures import encode
 from spatialavatar.errors import SpatialAvatarError
-from spatialavatar.evaluation.contact_sheet import stacked, titled
 from spatialavatar.evaluation.table import Column, table
 from spatialavatar.fleet.ledger import Case
-from spatialavatar.fleet.records import THUMBNAIL, Record
+from spatialavatar.fleet.records import THUMBNAIL, Recipe, Record
 from spatialavatar.fleet.subjects import Listing, Refused
+from spatialavatar.sheets import stacked, titled
 
 TABLE, MARKDOWN, SHEET = "summary.parquet", "summary.md", "sheet.jpg"
 SHOWN = 6  # worst, and as many of the best, in the sheet
@@ -103,14 +103,25 @@ def row_of_refused(refused: Refused) -> Row:
     return {"id": refused.id, "outcome": "refused", "reason": refused.reason, "attempts": 0}
 
 
-def write_summary(out: files.Location, rows: Sequence[Row], run: Mapping[str, Any]) -> None:
-    """Table, page and sheet; ``run`` is what is said of the whole above the page's table."""
+def heading(state: str, subjects: str, recipe: Recipe, more: Mapping[str, str]) -> dict[str, str]:
+    """What is said of a fleet as a whole, ``more`` before the program's version."""
+    return {
+        "state": state,
+        "subjects": subjects,
+        "settings": f"{recipe.config_hash[:12]}, layout {recipe.layout_fingerprint[:12]}",
+        **more,
+        "program": f"spatialavatar {__version__}",
+    }
+
+
+def write_summary(out: files.Location, rows: Sequence[Row], above: Mapping[str, Any]) -> None:
+    """Table, page and sheet; ``above`` is what stands over the page's table."""
     rows = ordered(rows)
     columns = {name: [row.get(name) for row in rows] for name in SCHEMA.names}
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns, schema=SCHEMA), buffer, compression="zstd")
     files.write_bytes(files.join(out, TABLE), buffer.getvalue())
-    files.write_bytes(files.join(out, MARKDOWN), _page(rows, run).encode())
+    files.write_bytes(files.join(out, MARKDOWN), _page(rows, above).encode())
     sheet = contact_sheet(out, [row for row in rows if row["outcome"] in ("done", "review")])
     if sheet is not None:
         files.write_bytes(files.join(out, SHEET), encode(sheet, "jpg"))
@@ -151,10 +162,10 @@ def _thumbnail(out: files.Location, row: Row) -> UInt8[np.ndarray, "H W 3"] | No
     return None if picture is None else np.ascontiguousarray(picture[..., ::-1])
 
 
-def _page(rows: Sequence[Row], run: Mapping[str, Any]) -> str:
+def _page(rows: Sequence[Row], above: Mapping[str, Any]) -> str:
     counts = {outcome: sum(row["outcome"] == outcome for row in rows) for outcome in OUTCOMES}
     lines = ["# Fleet", "", ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count) or "nobody"]
-    lines += ["", *(f"- {name}: {value}" for name, value in run.items()), ""]
+    lines += ["", *(f"- {name}: {value}" for name, value in above.items()), ""]
     shown = {name: value for name, value in means(rows).items() if value is not None}
     if shown:
         mean = {"id": "mean of the finished", **shown}

@@ -13,6 +13,7 @@ import pytest
 from spatialavatar import files
 from spatialavatar.config import load_config
 from spatialavatar.errors import SpatialAvatarError, StoreError
+from spatialavatar.fleet import finished as fleet_finished
 from spatialavatar.fleet import run as fleet_run
 from spatialavatar.fleet.config import FleetConfig, config_hash
 from spatialavatar.fleet.ledger import Case
@@ -57,6 +58,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet_run, "ThreadPoolExecutor", AtOnce)
     monkeypatch.setattr(fleet_run, "SECONDS_BETWEEN_WRITES", {True: -1.0, False: -1.0})
     monkeypatch.setattr(fleet_run, "SECONDS_BETWEEN_CHECKS", -1.0)
+    monkeypatch.setattr(fleet_finished, "SECONDS_BETWEEN_QUESTIONS", -1.0)
 
 
 @dataclass
@@ -113,8 +115,12 @@ def refine(run: FleetRun, case: Case, **metrics: Any) -> None:
     run.settle(Outcome(case.subject.id, "done", record=record), "worker")
 
 
+def subjects_of(run: FleetRun) -> list[FleetSubject]:
+    return list(run._by_name.values())
+
+
 def run_review(run: FleetRun, metrics: dict[str, Any]) -> list[str]:
-    return fleet_run.review(run.config.gate, metrics)
+    return fleet_finished.review(run.config.gate, metrics)
 
 
 def refine_all(run: FleetRun, **metrics: Any) -> list[str]:
@@ -183,7 +189,7 @@ def test_what_is_finished_is_skipped_by_its_name(fleet: Fleet, monkeypatch: pyte
     assert refine_all(again, psnr=33.0) == ["ben", "cleo"]
     assert fleet.end(again)["anna"]["psnr"] == 31.0
 
-    monkeypatch.setattr(fleet_run, "try_records", lambda out, names: iter(()))  # by the listing alone
+    monkeypatch.setattr(fleet_finished, "try_records", lambda out, names: iter(()))  # by the listing alone
     last = fleet.start(fleet.listing("anna", "ben", "cleo"))
     assert (last.done, last.ledger.open) == (3, False)
 
@@ -253,7 +259,7 @@ def test_all_of_it_again(fleet: Fleet) -> None:
     refine(other, other.ledger.take(1)[0])
     assert len(listed(fleet.out, RECORDS)) == 3
     fleet.end(other)
-    assert listed(fleet.out, RECORDS) - old == {other.recipe.name(other._wanted[0])}
+    assert listed(fleet.out, RECORDS) - old == {other.recipe.name(subjects_of(other)[0])}
     assert {name.partition(".")[0] for name in listed(fleet.out, RECORDS) & old} == {"ben"}
 
 
@@ -340,7 +346,7 @@ def test_another_gate_gives_another_verdict(fleet: Fleet) -> None:
     first = fleet.start(fleet.listing("anna", "ben"), "gate.min_psnr=20")
     refine_all(first, psnr=30.0)
     assert fleet.outcomes(first) == {"anna": "done", "ben": "done"}
-    name = first.recipe.name(first._wanted[0])
+    name = first.recipe.name(subjects_of(first)[0])
     before = read_record(fleet.out, name)
     strict = fleet.start(fleet.listing("anna", "ben"), "gate.min_psnr=35")
     assert strict.tick().review == 2 and not strict.open
@@ -354,7 +360,7 @@ def test_another_gate_gives_another_verdict(fleet: Fleet) -> None:
 def test_a_damaged_record_is_made_again(fleet: Fleet) -> None:
     first = fleet.start(fleet.listing("anna", "ben"))
     refine_all(first)
-    name = first.recipe.name(first._wanted[0])
+    name = first.recipe.name(subjects_of(first)[0])
     (fleet.folder / "out" / RECORDS / f"{name}.json").write_bytes(b"{}")
     run = fleet.start(fleet.listing("anna", "ben"))
     assert run.open
@@ -395,6 +401,21 @@ def test_who_joins_may_be_finished_already(fleet: Fleet) -> None:
     rows = fleet.end(run)
     assert {id: row["psnr"] for id, row in rows.items()} == {"anna": 25.0, "ben": 25.0, "cleo": 40.0}
     assert read_status(fleet.out).mean_psnr == 30.0
+
+
+def test_failures_of_earlier_runs_count_for_who_joins(fleet: Fleet) -> None:
+    first = fleet.start(fleet.listing("anna", "ben", "cleo"))
+    fail(first, "anna", times=2)
+    fail(first, "ben", times=1)
+    fleet.end(first, "stopped")
+    run = fleet.start(fleet.listing("cleo"))
+    fleet.listing("anna", "ben", "cleo")
+    follow(run)
+    assert waiting(run) == ["cleo", "ben"] and run.tick().failed == 1
+    assert {case.subject.id: case.attempts for case in run.ledger.take(2)} == {"cleo": 1, "ben": 2}
+    run.settle(Outcome("ben", "error", "blurred"), "worker")
+    refine(run, run.ledger.case("cleo"))
+    assert fleet.outcomes(run) == {"anna": "failed", "ben": "failed", "cleo": "done"}
 
 
 def test_who_left_the_list_is_not_tried_again(fleet: Fleet) -> None:
@@ -519,7 +540,7 @@ def test_of_two_runs_in_one_output_the_older_ends(fleet: Fleet) -> None:
     refine(older, older.ledger.take(1)[0])
     older.tick()
     newer = fleet.start(fleet.listing("anna", "ben"))
-    put(f"{fleet.out}/{UNFINISHED}/{newer.recipe.name(newer._wanted[0])}")
+    put(f"{fleet.out}/{UNFINISHED}/{newer.recipe.name(subjects_of(newer)[0])}")
     older.tick()  # its write, which is refused
     with pytest.raises(TakenOver, match="a fleet that was started later writes here"):
         older.tick()
@@ -529,7 +550,7 @@ def test_of_two_runs_in_one_output_the_older_ends(fleet: Fleet) -> None:
             older.finish(state, swept=True)  # type: ignore[arg-type]
     assert {name: (fleet.folder / "out" / name).read_bytes() for name in before} == before
     assert not (fleet.folder / "out/summary.md").exists()
-    assert files.exists(f"{fleet.out}/{UNFINISHED}/{newer.recipe.name(newer._wanted[0])}")
+    assert files.exists(f"{fleet.out}/{UNFINISHED}/{newer.recipe.name(subjects_of(newer)[0])}")
     assert newer.done == 1 and refine_all(newer) == ["ben"]
     newer.tick()
     assert fleet.outcomes(newer) == {"anna": "done", "ben": "done"}
@@ -602,7 +623,7 @@ def test_what_is_made_again_starts_from_nothing(fleet: Fleet) -> None:
     first = fleet.start(fleet.listing("anna", "ben", "cleo"))
     refine(first, first.ledger.take(1)[0])
     fail(first, "ben")
-    names = {id: first.recipe.name(subject) for id, subject in zip(("anna", "ben", "cleo"), first._wanted)}
+    names = {id: first.recipe.name(subject) for id, subject in zip(("anna", "ben", "cleo"), subjects_of(first))}
     for id in ("anna", "cleo"):
         put(f"{fleet.out}/{UNFINISHED}/{names[id]}")
     fleet.end(first, "stopped", swept=False)
@@ -656,11 +677,11 @@ def test_records_that_the_store_does_not_give_are_asked_for_again(
     store = Hiccups(monkeypatch, f"{RECORDS}/anna")
     run = fleet.start(fleet.listing("anna", "ben", "cleo"))
     assert run.tick().done == 2 and waiting(run) == ["cleo"]
-    assert run.tick().mean_psnr == 31.0 and len(run._records) == 1
+    assert run.tick().mean_psnr == 31.0 and len(run._finished.records) == 1
     store.parts = ()
     run.tick()
     run.tick()
-    assert len(run._records) == 2
+    assert len(run._finished.records) == 2
     refine_all(run, psnr=31.0)
     assert not run.open
     assert {row["psnr"] for row in fleet.end(run).values()} == {31.0} and read_status(fleet.out).notes == []
@@ -686,7 +707,7 @@ def test_the_sweep_comes_last_and_may_fail(fleet: Fleet, monkeypatch: pytest.Mon
     Hiccups(monkeypatch, f"out/{silent}")
     told = run.finish("finished", swept=True)
     assert read_status(fleet.out).state == "finished" and (fleet.folder / "out/summary.md").exists()
-    assert any("could not all be removed" in note for note in told["notes"])
+    assert any("could not all be removed" in note for note in told.notes)
 
 
 def test_without_a_summary_there_is_still_a_status(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -754,17 +775,17 @@ def test_the_sweep_keeps_what_the_record_on_disk_names(
 def test_verdicts_are_written_many_at_once_by_whoever_may_write(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     refine_all(fleet.start(fleet.listing("anna", "ben")), psnr=30.0)
     written: list[set[str]] = []
-    write_records = fleet_run.write_records
+    write_records = fleet_finished.write_records
 
     def noting(out: Any, records: Any) -> None:
         written.append(set(records))
         write_records(out, records)
 
-    monkeypatch.setattr(fleet_run, "write_records", noting)
+    monkeypatch.setattr(fleet_finished, "write_records", noting)
     strict = fleet.start(fleet.listing("anna", "ben", "cleo"), "gate.min_psnr=35")
     newer = fleet.start(fleet.listing("anna", "ben", "cleo"), "gate.min_psnr=35")
-    strict._read_on()
-    strict._judge_again()
+    strict._finished.read_on()
+    strict._finished.judge_again()
     assert written == [], "another run has taken over"
     newer.tick()
     assert written == [listed(fleet.out, RECORDS)]
