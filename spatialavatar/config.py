@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -57,25 +57,49 @@ def load_config(model: type[C], path: files.Location | None = None, overrides: S
 
 
 def _describe(model: type[BaseModel], error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+    """The first fault; an unknown key before others, for it may be why another is missing."""
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    where = ".".join(str(part) for part in first["loc"] if part != "[key]")
     if first["type"] == "value_error":  # a check of our own, which says what it found, or must not
         return f"{where + ': ' if where else ''}{first['ctx']['error']}"
+    if first["type"] == "model_type":
+        section = _section(model, first["loc"])
+        return f"{where}: expected keys below it, found {first['input']!r}; there are {', '.join(section.model_fields)}"
     if first["type"] != "extra_forbidden":
         found = "" if isinstance(first["input"], dict) else f", found {first['input']!r}"
         return f"{where + ': ' if where else ''}{first['msg'].lower()}{found}"
-    known = sorted(_keys(model))
-    near = difflib.get_close_matches(where, known, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
-    return f"unknown key {where}; {hint}"
+    return f"unknown key {where}; {_hint(model, first['loc'])}"
+
+
+def _hint(model: type[BaseModel], where: Sequence[int | str]) -> str:
+    """For an unknown key: the same name in another section, else the nearest beside it, else the nearest anywhere."""
+    *parents, name = where
+    beside = {key: ".".join(str(part) for part in (*parents, key)) for key in _section(model, parents).model_fields}
+    anywhere = {key.rpartition(".")[2]: key for key in reversed(_keys(model))}
+    for known, cutoff in ((anywhere, 1.0), (beside, 0.6), (anywhere, 0.6)):
+        if near := difflib.get_close_matches(str(name), known, n=1, cutoff=cutoff):
+            return f"did you mean {known[near[0]]}?"
+    return f"known keys: {', '.join(beside.values())}"
+
+
+def _section(model: type[BaseModel], where: Sequence[int | str]) -> type[BaseModel]:
+    for part in where:
+        if field := model.model_fields.get(str(part)):  # not a place in a list
+            model = _sections(field.annotation)[0]
+    return model
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The models in a field's type: itself, or what is optional or listed."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _sections(part)]
 
 
 def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """All keys, those of a section as ``section.key``."""
     keys = []
     for name, field in model.model_fields.items():
-        nested = field.annotation
-        if isinstance(nested, type) and issubclass(nested, BaseModel):
-            keys += _keys(nested, f"{prefix}{name}.")
-        else:
-            keys.append(prefix + name)
+        keys.append(prefix + name)
+        keys += [key for section in _sections(field.annotation) for key in _keys(section, f"{prefix}{name}.")]
     return keys
