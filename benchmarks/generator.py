@@ -6,8 +6,7 @@
 One forward reconstruction at full size (512-pixel sources, ViT-B, 256 texels, random weights) for K = 1 and 4, and the
 training step of configs/dev/phase1.yaml; with ``--full`` a few steps of configs/phase1.yaml and configs/phase2.yaml on
 synthetic people, too. With CUDA also bf16 and torch.compile. Prints tables and writes
-``benchmarks/results/generator-<date>.json``. Beside them: the paper's 50 ms for an avatar on an RTX 3090, and both
-phases in 14 days on one H100, which is (200 K x 48 + 40 K x 12) / 14 days = 8.3 samples/s.
+``benchmarks/results/generator-<date>.json``. The paper's numbers beside them are in ``published.py``.
 
 A piece is bound by arithmetic as far as its GFLOP/s come near those of a plain matrix product on the same machine.
 """
@@ -16,28 +15,23 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import argparse
 import contextlib
-import statistics
 import sys
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.record import command_line, record
+from benchmarks import published
+from benchmarks.record import arguments, record
+from benchmarks.timing import Stopwatch, cuda_peak_gib, timed
 from spatialavatar.config import load_config
 from spatialavatar.generator import GeneratorConfig
 from spatialavatar.generator.generator import Generator
-from spatialavatar.generator.summary import made_up_batch, summarize
 from spatialavatar.head import HeadModel
 from spatialavatar.losses.perceptual import Lpips
 from spatialavatar.splat.binding import bind
@@ -47,16 +41,16 @@ from spatialavatar.training.batch import make_batch
 from spatialavatar.training.config import DataConfig, SyntheticData, TrainConfig
 from spatialavatar.training.pool import open_pool
 from spatialavatar.training.setup import anchor_at, build_module, training_head
+from spatialavatar.training.summary import made_up_batch, summarize
 from spatialavatar.training.trainer import Trainer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-PAPER = {"avatar_ms_rtx3090": 50.0, "samples_per_second_h100": round((200e3 * 48 + 40e3 * 12) / (14 * 86400), 1)}
 FULL_PEOPLE = {"phase1.yaml": {"cameras": 1}, "phase2.yaml": {"cameras": 16}}
 WARM_UP = 2
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--repeats", type=int, default=10, help="timed reconstructions of each kind")
     parser.add_argument("--steps", type=int, default=10, help="timed training steps of the dev configuration")
     parser.add_argument("--full", action="store_true", help="train at full size, too")
@@ -65,13 +59,12 @@ def main() -> None:
     parser.add_argument(
         "--small", action="store_true", help="the dev configuration in place of full size: does it run?"
     )
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dev = load_config(TrainConfig, CONFIGS / "dev" / "phase1.yaml")
     head = training_head(dev)
-    results: dict[str, Any] = {"device": str(device), "paper": PAPER, "matmul_gflops": round(matmul_gflops(device), 1)}
+    results: dict[str, Any] = {"device": str(device), "matmul_gflops": round(matmul_gflops(device), 1)}
     architecture = dev.generator if options.small else full_size().generator
     results["reconstruction"] = reconstructions(architecture, head, device, options.repeats)
     results["training"] = {"dev": training(dev, head, device, options.steps)}
@@ -83,7 +76,7 @@ def main() -> None:
                 compiled = full_size(name, batch).model_copy(update={"compile": True})
                 results["training"][f"{name}, compiled"] = training(compiled, head, device, options.full_steps)
     show(results)
-    print(record("generator", command_line(), results, options.out))
+    print(record("generator", results, options.out))
 
 
 def full_size(name: str = "phase1.yaml", batch: int = 1) -> TrainConfig:
@@ -125,7 +118,7 @@ def pieces_of(
 ) -> dict[str, Any]:
     side = generator.config.encoder.image_size
     batch = made_up_batch(generator, [sources], side).to(device)
-    watch = Stopwatch(device)
+    watch = Stopwatch(device, WARM_UP)
     modules = {"encoder": generator.encoder, "dpt": generator.dpt, "unet": generator.unet} if flops else {}
     target, head = batch.target, generator.head
 
@@ -148,10 +141,10 @@ def pieces_of(
     work = {"encoder": "encoder", "dpt": "dpt", "unet": "unet", "decode": "decoder.heads"}
     return {
         "milliseconds": times,
-        "total_ms": watch.median_total(),
+        "total_ms": watch.totals()[0],
         # fvcore counts a multiply-add once
         "gflops": {name: round(2 * flops[part] / times[name] / 1e6, 1) for name, part in work.items() if part in flops},
-        "peak_memory_gib": peak_memory_gib(device),
+        "peak_memory_gib": cuda_peak_gib(device),
     }
 
 
@@ -167,7 +160,7 @@ def training(config: TrainConfig, head: HeadModel, device: torch.device, steps: 
     module = build_module(config, generator, anchor, device).train()
     trainer = Trainer(module, config)
     pool = open_pool(config.data, head)
-    watch = Stopwatch(device)
+    watch = Stopwatch(device, WARM_UP)
     render = step.render
 
     def measured_render(*arguments: Any) -> Any:
@@ -193,7 +186,7 @@ def training(config: TrainConfig, head: HeadModel, device: torch.device, steps: 
                 trainer.scheduler.step()
             watch.lap()
     times = watch.medians()
-    step_ms = watch.median_total(without="data")
+    step_ms, _ = watch.totals(without="data")
     return {
         "batch_size": config.batch_size,
         "precision": config.precision,
@@ -207,118 +200,35 @@ def training(config: TrainConfig, head: HeadModel, device: torch.device, steps: 
             "data beside the step": round(1e3 * config.batch_size / max(step_ms, times["data"]), 2),
             "in turns": round(1e3 * config.batch_size / (step_ms + times["data"]), 2),
         },
-        "peak_memory_gib": peak_memory_gib(device),
+        "peak_memory_gib": cuda_peak_gib(device),
     }
-
-
-class Stopwatch:
-    """Wall time by piece, each without the pieces inside it; a lap is one repetition."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._laps: list[dict[str, float]] = [defaultdict(float)]
-        self._inside: list[float] = []  # seconds that pieces inside of the open ones took
-
-    @contextlib.contextmanager
-    def measure(self, name: str) -> Iterator[None]:
-        began = self._begin()
-        try:
-            yield
-        finally:
-            self._end(name, began)
-
-    @contextlib.contextmanager
-    def attached(self, modules: dict[str, nn.Module]) -> Iterator[None]:
-        """Measure the forward of modules."""
-        began: list[float] = []
-        handles: list[Any] = []
-        for name, module in modules.items():
-
-            def leave(*_: Any, name: str = name) -> None:
-                self._end(name, began.pop())
-
-            handles.append(module.register_forward_pre_hook(lambda *_: began.append(self._begin())))
-            handles.append(module.register_forward_hook(leave))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def lap(self) -> None:
-        self._laps.append(defaultdict(float))
-
-    def medians(self) -> dict[str, float]:
-        """Milliseconds of each piece, without the laps that warm up."""
-        laps = self._laps[WARM_UP:-1]
-        return {name: round(1e3 * statistics.median(lap[name] for lap in laps), 2) for name in laps[0]}
-
-    def median_total(self, without: str = "") -> float:
-        laps = self._laps[WARM_UP:-1]
-        return round(
-            1e3 * statistics.median(sum(value for name, value in lap.items() if name != without) for lap in laps), 2
-        )
-
-    def _begin(self) -> float:
-        self._wait()
-        self._inside.append(0.0)
-        return time.perf_counter()
-
-    def _end(self, name: str, began: float) -> None:
-        self._wait()
-        whole = time.perf_counter() - began
-        self._laps[-1][name] += whole - self._inside.pop()
-        if self._inside:
-            self._inside[-1] += whole
-
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize()
 
 
 def mixed(device: torch.device, half: bool) -> Any:
     return torch.autocast(device.type, torch.bfloat16) if half else contextlib.nullcontext()
 
 
-def matmul_gflops(device: torch.device, side: int = 2048, repeats: int = 5) -> float:
+def matmul_gflops(device: torch.device, side: int = 2048) -> float:
     """Of a plain float32 matrix product: what arithmetic this machine gives at best."""
     a = torch.rand(side, side, device=device)
-    seconds = []
-    for _ in range(repeats):
-        seconds.append(timed(lambda: a @ a, device))
-    return 2 * side**3 / min(seconds) / 1e9
-
-
-def timed(call: Callable[[], object], device: torch.device) -> float:
-    began = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
-
-
-def peak_memory_gib(device: torch.device) -> float | None:
-    """Of the device since the last call; the CPU's is in 'spatialavatar model summary'."""
-    if device.type != "cuda":
-        return None
-    peak = torch.cuda.max_memory_allocated() / 2**30
-    torch.cuda.reset_peak_memory_stats()
-    return round(peak, 2)
+    _, least = timed(lambda: a @ a, 5, device, warm_up=0)
+    return 2 * side**3 / least / 1e6
 
 
 def show(results: dict[str, Any]) -> None:
     print(f"on {results['device']}, matrix product {results['matmul_gflops']} GFLOP/s")
     for name, row in results["reconstruction"].items():
-        print(f"\nreconstruction, {name}: {row['total_ms']:.1f} ms (paper: 50 ms on an RTX 3090)")
+        paper = f"{published.AVATAR_MILLISECONDS:.0f} ms, RTX 3090"
+        print(f"\nreconstruction, {name}: {row['total_ms']:.1f} ms (paper: {paper})")
         for piece, value in row["milliseconds"].items():
             rate = f"{row['gflops'][piece]:10.1f} GFLOP/s" if piece in row["gflops"] else ""
             print(f"  {piece:24}{value:12.2f} ms{rate}")
-    target = PAPER["samples_per_second_h100"]
+    target = published.LEAST_SAMPLES_PER_SECOND
     for name, row in results["training"].items():
         beside, turns = row["samples_per_second"].values()
         print(
             f"\ntraining, {name}: batch {row['batch_size']}, {row['precision']}: step {row['step_ms']:.0f} ms, "
-            f"{beside} samples/s ({turns} where data waits its turn; paper: {target} on an H100)"
+            f"{beside} samples/s ({turns} where data waits its turn; paper: at least {target:.1f} on an H100 NVL)"
         )
         for piece, value in row["milliseconds"].items():
             print(f"  {piece:24}{value:12.2f} ms")

@@ -287,7 +287,7 @@ def _animate(studio: Studio, renderer: "AvatarRenderer", driver: "TrackedClip") 
     import torch
 
     from spatialavatar.avatar.animate import driven_frames, write_video
-    from spatialavatar.evaluation.contact_sheet import titled, to_bytes
+    from spatialavatar.sheets import titled, to_bytes
 
     indices = driver.split("all")
     pictures = driven_frames(renderer, driver.params_at(indices), driver.camera(indices), torch.ones(3))

@@ -8,8 +8,8 @@ import typer
 from spatialavatar.cli.console import HeadOption, resolve_head, say
 
 if TYPE_CHECKING:
-    from spatialavatar.generator.summary import Summary
     from spatialavatar.training.config import TrainConfig
+    from spatialavatar.training.summary import Summary
 
 WIDTH = 100  # of lines of text
 
@@ -53,9 +53,9 @@ def summary(
     from spatialavatar.errors import SpatialAvatarError
     from spatialavatar.generator.checkpoint import read_facts
     from spatialavatar.generator.generator import Generator
-    from spatialavatar.generator.summary import summarize
     from spatialavatar.training.config import TrainConfig
     from spatialavatar.training.setup import training_head
+    from spatialavatar.training.summary import summarize
 
     if (config is None) == (checkpoint is None):
         raise SpatialAvatarError("model summary: give either --config FILE or --checkpoint CKPT")

@@ -13,10 +13,10 @@ from spatialavatar.avatar.animate import orbit_camera, still
 from spatialavatar.evaluation.metrics import psnr
 from spatialavatar.evaluation.self_reenactment import Comparison
 from spatialavatar.generator.sources import Sources
+from spatialavatar.sheets import stacked, titled, to_bytes
 
 ERROR_GAIN = 4.0  # the error column shows the mean absolute difference times this, through a heat map
 OTHER_VIEWS = (0, 1, 2, 6)  # eighths of the orbit that a preview shows: front, three quarters, either side
-_TITLE = 26  # pixels above each picture
 
 
 def contact_sheet(
@@ -66,27 +66,8 @@ def thumbnail(c: Comparison, renderer: AvatarRenderer) -> UInt8[np.ndarray, "H W
     return np.concatenate([to_bytes(c.target), to_bytes(c.render), _heat(error), to_bytes(beside)], 1)
 
 
-def stacked(sheets: Sequence[UInt8[np.ndarray, "H W 3"]]) -> UInt8[np.ndarray, "H W 3"]:
-    """Sheets of any width under each other."""
-    widest = max(sheet.shape[1] for sheet in sheets)
-    padded = [np.pad(s, ((0, 0), (0, widest - s.shape[1]), (0, 0)), constant_values=255) for s in sheets]
-    return np.concatenate(padded, 0)
-
-
 def _shown(c: Comparison, name: str) -> UInt8[np.ndarray, "H W 3"]:
     return titled(to_bytes(c.render), f"{name}, {float(psnr(c.render[None], c.target[None])):.1f} dB")
-
-
-def to_bytes(picture: Float[Tensor, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
-    return np.asarray((picture.clamp(0, 1) * 255).round().byte().cpu().numpy())
-
-
-def titled(picture: UInt8[np.ndarray, "H W 3"], text: str) -> UInt8[np.ndarray, "H+26 W 3"]:
-    """The picture under a white strip with a line of text."""
-    strip = np.full((_TITLE, picture.shape[1], 3), 255, np.uint8)
-    scale = min(0.5, 0.5 * picture.shape[1] / 230)
-    cv2.putText(strip, text, (6, 18), cv2.FONT_HERSHEY_SIMPLEX, scale, (20, 20, 20), 1, cv2.LINE_AA)
-    return np.concatenate([strip, picture], 0)
 
 
 def _heat(error: Float[Tensor, "H W"]) -> UInt8[np.ndarray, "H W 3"]:

@@ -10,21 +10,9 @@ from torch import Tensor
 
 from spatialavatar.losses import photometric
 from spatialavatar.losses.perceptual import Lpips
+from spatialavatar.losses.psnr import PSNR_CAP, mse, psnr
 
 __all__ = ["PSNR_CAP", "Lpips", "mse", "psnr", "ssim"]
-
-PSNR_CAP = 100.0  # dB: what equal images get, whose PSNR is infinite
-
-
-def mse(a: Float[Tensor, "B H W C"], b: Float[Tensor, "B H W C"]) -> Float[Tensor, " B"]:
-    """Mean squared error over pixels and channels."""
-    return ((a - b) ** 2).mean((1, 2, 3))
-
-
-def psnr(a: Float[Tensor, "B H W C"], b: Float[Tensor, "B H W C"]) -> Float[Tensor, " B"]:
-    """Peak signal-to-noise ratio in dB for a peak of 1, at most ``PSNR_CAP``."""
-    least = 10 ** (-PSNR_CAP / 10)
-    return -10 * torch.log10(mse(a, b).clamp(min=least))
 
 
 def ssim(a: Float[Tensor, "B H W C"], b: Float[Tensor, "B H W C"]) -> Float[Tensor, " B"]:

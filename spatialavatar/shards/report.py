@@ -19,7 +19,6 @@ from spatialavatar.clip.inspect import tracking_over
 from spatialavatar.clip.tracked_clip import TrackedClip
 from spatialavatar.clip.validate import check_frame, check_geometry
 from spatialavatar.errors import SpatialAvatarError
-from spatialavatar.evaluation.contact_sheet import stacked, titled, to_bytes
 from spatialavatar.head.model import HeadModel
 from spatialavatar.shards.entry import ShardRecord
 from spatialavatar.shards.file import check_file, shard_file
@@ -31,6 +30,7 @@ from spatialavatar.shards.manifest import (
     record_file,
     recorded_shards,
 )
+from spatialavatar.sheets import stacked, titled, to_bytes
 
 FAULTS_LISTED = 20  # of one clip; the others are counted
 CELL = 224  # pixels of the longer side of a frame in a sheet

@@ -18,7 +18,7 @@ import torch
 from spatialavatar import files, tensor_files
 from spatialavatar.clip.pictures import encode
 from spatialavatar.errors import SpatialAvatarError, StoreError
-from spatialavatar.evaluation.contact_sheet import stacked
+from spatialavatar.sheets import stacked
 from spatialavatar.training.batch import Batch, PackedBatch, collate, make_example
 from spatialavatar.training.checkpoint import Checkpoint, TrainingState, save_checkpoint
 from spatialavatar.training.config import TrainConfig

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from spatialavatar.evaluation.contact_sheet import titled, to_bytes
-from spatialavatar.evaluation.metrics import psnr
+from spatialavatar.losses.psnr import psnr
+from spatialavatar.sheets import titled, to_bytes
 from spatialavatar.training.batch import Batch
 from spatialavatar.training.step import Pictures
 

@@ -9,33 +9,29 @@ import logging
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
-from weakref import finalize
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from spatialavatar.generator.generator import Generator
 from spatialavatar.generator.sources import Sources
 from spatialavatar.head import HeadModel
+from spatialavatar.losses.lpips_weights import CONVOLUTIONS
 from spatialavatar.losses.perceptual import Lpips
 from spatialavatar.splat.camera import Camera
 from spatialavatar.training.batch import Batch, Target
 from spatialavatar.training.config import TrainConfig
 from spatialavatar.training.step import TrainingModule
+from spatialavatar.training.tensor_memory import CASTS, bytes_of, peak_bytes, saved_bytes
 
 MODULES = ("encoder", "dpt", "pool", "unet", "decoder.heads", "decoder.residual")
 REST = "warp and posing"
 OBJECTIVE = "splatter and losses"
-CASTS = "weights scaled or cast"
 _BLOCK = "block "
-_ALEXNET = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}  # of convolutions
 
 
 @dataclass(frozen=True)
@@ -122,7 +118,7 @@ def summarize(generator: Generator, sources: int = 1, config: TrainConfig | None
     parts.append(Part(REST, 0, 0, flops[REST], per_sample[REST], f"{generator.layout.count} Gaussians"))
     if config is not None:
         parts.append(Part(OBJECTIVE, 0, 0, 0.0, per_sample[OBJECTIVE], f"{config.resolution} x {config.resolution}"))
-    weights = _bytes([*generator.parameters(), *generator.buffers()])
+    weights = bytes_of([*generator.parameters(), *generator.buffers()])
     memory = InferenceMemory(weights, working)
     return Summary(parts, sources, generator.layout.count, uncounted, training, memory)
 
@@ -151,71 +147,6 @@ def made_up_batch(generator: Generator, counts: Sequence[int], size: int) -> Bat
         ),
         background=torch.rand(b, 3, generator=random),
     )
-
-
-def saved_bytes(forward: Callable[[], Tensor], known: Iterable[Tensor], scope: Callable[[], str]) -> Counter[str]:
-    """Bytes of storage that ``forward`` keeps for its backward pass, by what ``scope`` says at the time.
-
-    Every storage counts once; those of ``known`` tensors do not. What is made of a known tensor has its sizes (another
-    dtype under autocast, four axes where a convolution scales its weights), and is counted under CASTS: a batch shares
-    it.
-    """
-    known = list(known)
-    seen = {tensor.untyped_storage().data_ptr() for tensor in known}
-    shapes = {_sides(tensor) for tensor in known}
-    found: Counter[str] = Counter()
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in seen:
-            seen.add(storage.data_ptr())
-            cast = _sides(tensor) in shapes and (tensor.dtype in (torch.bfloat16, torch.float16) or tensor.ndim == 4)
-            found[CASTS if cast else scope()] += storage.nbytes()
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = forward()  # lives until here, and with it all that was counted
-    del result
-    return found
-
-
-def _sides(tensor: Tensor) -> tuple[int, ...]:
-    return tuple(sorted(tensor.shape))
-
-
-def peak_bytes(call: Callable[[], object], known: Iterable[Tensor]) -> int:
-    """Most bytes of tensors that are alive at a time while ``call`` runs, beside the ``known`` ones."""
-    with _Alive(known) as alive:
-        call()
-    return alive.peak
-
-
-class _Alive(TorchDispatchMode):
-    """Follows every storage from the operation that makes it to its end."""
-
-    def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()
-        self.peak = self._now = 0
-        self._seen = {tensor.untyped_storage()._cdata for tensor in known}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                self._add(tensor.untyped_storage())
-        return out
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._seen:
-            self._seen.add(key)
-            self._now += size
-            self.peak = max(self.peak, self._now)
-            finalize(storage, self._drop, key, size)
-
-    def _drop(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self._now -= size
 
 
 def _activations(generator: Generator, config: TrainConfig) -> tuple[Counter[str], Counter[str]]:
@@ -259,9 +190,9 @@ def _training_memory(
     further: Counter[str],
     anew: list[tuple[int, int]],
 ) -> TrainingMemory:
-    trained = _bytes(p for p in generator.parameters() if p.requires_grad)
+    trained = bytes_of(p for p in generator.parameters() if p.requires_grad)
     fixed = {
-        "weights": _bytes([*generator.parameters(), *generator.buffers()]) + one[CASTS],
+        "weights": bytes_of([*generator.parameters(), *generator.buffers()]) + one[CASTS],
         "gradients": trained,
         "Adam's moments": 2 * trained,
     }
@@ -402,11 +333,7 @@ def _frontal(head: HeadModel, count: int, size: int) -> Camera:
 def _alexnet_features() -> dict[str, Tensor]:
     """Weights for LPIPS of AlexNet's shapes: what it keeps does not depend on their values."""
     features = {}
-    for number, (width, channels, size) in _ALEXNET.items():
-        features[f"features.{number}.weight"] = torch.zeros(width, channels, size, size)
-        features[f"features.{number}.bias"] = torch.zeros(width)
+    for number, shape in CONVOLUTIONS.items():
+        features[f"features.{number}.weight"] = torch.zeros(shape)
+        features[f"features.{number}.bias"] = torch.zeros(shape[0])
     return features
-
-
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -4,17 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from spatialavatar.generator.summary import (
-    CASTS,
-    MODULES,
-    OBJECTIVE,
-    REST,
-    made_up_batch,
-    peak_bytes,
-    saved_bytes,
-    summarize,
-)
 from spatialavatar.training.config import DataConfig, SamplerConfig, TrainConfig
+from spatialavatar.training.summary import MODULES, OBJECTIVE, REST, made_up_batch, summarize
+from spatialavatar.training.tensor_memory import CASTS, peak_bytes, saved_bytes
 from tests.builders.clips import tiny_head
 from tests.builders.generators import tiny_generator, tiny_generator_config
 
