@@ -3,6 +3,7 @@
 What imports what: the modules beside this one (files, configurations, errors) know of no package, and a package imports
 from those above it alone. ``ray_jobs`` stands below all, and nothing here knows of it.
 
+    unpickle
     head, splat
     clip, losses
     generator, shards

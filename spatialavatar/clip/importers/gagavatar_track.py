@@ -29,7 +29,7 @@ from spatialavatar.clip.tracked_clip import TrackedClip
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head.model import HeadModel
 from spatialavatar.head.params import HeadParams
-from spatialavatar.head.unpickle import read_pickle
+from spatialavatar.unpickle import read_pickle
 
 PICTURES = "img_lmdb"
 PARAMETERS = ("smoothed.pkl", "optim.pkl")  # the first that is there

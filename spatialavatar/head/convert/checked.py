@@ -12,7 +12,7 @@ import scipy.sparse
 
 from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError
-from spatialavatar.head.unpickle import ChumpyArray
+from spatialavatar.unpickle import ChumpyArray
 
 Shape = tuple[int | None, ...]  # None is any length
 

@@ -16,7 +16,7 @@ from spatialavatar.head.convert.charts import uv_charts
 from spatialavatar.head.convert.checked import indices, numbers
 from spatialavatar.head.convert.flame_assets import TEETH_FACES, read_flame_landmarks, read_flame_uv
 from spatialavatar.head.model import JOINTS, PARENTS, HeadInfo
-from spatialavatar.head.unpickle import read_pickle
+from spatialavatar.unpickle import read_pickle
 
 COLUMNS = (300, 100)  # of shapedirs: shape, then expression
 FLAME_FACES = 9976

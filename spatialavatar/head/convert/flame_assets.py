@@ -9,7 +9,7 @@ from spatialavatar import files, npz_files
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head.convert.checked import indices, numbers
 from spatialavatar.head.convert.obj import read_obj
-from spatialavatar.head.unpickle import unpickle
+from spatialavatar.unpickle import unpickle
 
 # UV vertices and UV corners of each face, under the names that publishers use
 UV_KEYS = (

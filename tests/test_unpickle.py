@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spatialavatar.errors import SpatialAvatarError
-from spatialavatar.head.unpickle import ChumpyArray, read_pickle, unpickle
+from spatialavatar.unpickle import ChumpyArray, read_pickle, unpickle
 from tests.builders.flame_like import dumps_python2, fake_chumpy
 
 VALUES = {
