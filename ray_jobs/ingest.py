@@ -105,23 +105,17 @@ def ingest(
     interruption, or when there are new folders: what is done stays. A broken clip stops nothing; it is listed in
     OUTPUT/rejected.jsonl with its reason.
 
-    On this machine, on all of its CPUs:
-
     \b
-    python -m ray_jobs.ingest --source tracked/ --output shards/ --head flame2020.head.safetensors \\
-        --licence "consent form of 2024" --test-last 350
-
-    On a cluster, from S3 to S3 (credentials by the usual AWS variables):
-
-    \b
-    ray job submit --working-dir . -- python -m ray_jobs.ingest --source s3://lab/tracked \\
-        --output s3://lab/shards --format vhap --head s3://lab/flame2023.head.safetensors \\
-        --identity-pattern '^([0-9]+)_' --image-format jpg --max-size 512
-
-    Clips of our own, folders with clip.json:
-
-    \b
-    python -m ray_jobs.ingest --source clips/ --output shards/ --format clip
+    Examples:
+      # on this machine, on all of its CPUs
+      python -m ray_jobs.ingest --source tracked/ --output shards/ --head flame2020.head.safetensors \\
+          --licence "consent form of 2024" --test-last 350
+      # on a cluster, from S3 to S3 (credentials by the usual AWS variables)
+      ray job submit --working-dir . -- python -m ray_jobs.ingest --source s3://lab/tracked \\
+          --output s3://lab/shards --format vhap --head s3://lab/flame2023.head.safetensors \\
+          --identity-pattern '^([0-9]+)_' --image-format jpg --max-size 512
+      # clips of our own, folders with clip.json
+      python -m ray_jobs.ingest --source clips/ --output shards/ --format clip
     """
     from pydantic import ValidationError
 

@@ -49,17 +49,14 @@ def train(
     The same command goes on with a run that was stopped, killed or lost its machines, with any number of workers:
     batches, and what is made of them, depend on the configuration alone.
 
-    On this machine, on its GPU or its CPUs:
-
     \b
-    python -m ray_jobs.train --config configs/dev/phase1.yaml --out runs/phase1
-    python -m ray_jobs.train --config configs/dev/phase2.yaml --set phase1_checkpoint=runs/phase1 --out runs/phase2
-
-    On a cluster, eight GPUs, all files on S3 (credentials by the usual AWS variables or roles):
-
-    \b
-    ray job submit --working-dir . -- python -m ray_jobs.train --config configs/phase1.yaml \\
-        --set data.shards.url=s3://lab/celebv-hq --out s3://lab/runs/phase1 --workers 8
+    Examples:
+      # on this machine, on its GPU or its CPUs
+      python -m ray_jobs.train --config configs/dev/phase1.yaml --out runs/phase1
+      python -m ray_jobs.train --config configs/dev/phase2.yaml --set phase1_checkpoint=runs/phase1 --out runs/phase2
+      # on a cluster, eight GPUs, all files on S3 (credentials by the usual AWS variables or roles)
+      ray job submit --working-dir . -- python -m ray_jobs.train --config configs/phase1.yaml \\
+          --set data.shards.url=s3://lab/celebv-hq --out s3://lab/runs/phase1 --workers 8
 
     Large models on small cards: --set distributed.zero_stage=2. Ctrl-C, or 'ray job stop', stops with a checkpoint.
     The run's folder is that of 'spatialavatar train', and so are its tools: tensorboard, reconstruct, model summary.

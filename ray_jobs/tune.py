@@ -55,24 +55,18 @@ def tune(
     on after an interruption: trained variants stay, the others go on from their checkpoints. A variant that fails has
     a row with its reason, and stops no other.
 
-    On this machine, small:
-
     \b
-    python -m ray_jobs.tune --config configs/dev/tune/base_lr.yaml --out runs/sweep
-
-    The paper's Table 8 on a cluster, two GPUs for each of four trials at a time:
-
-    \b
-    ray job submit --working-dir . -- python -m ray_jobs.tune --config configs/tune/lambda_sp.yaml \\
-        --set set.phase1_checkpoint=s3://lab/runs/phase1 --set set.data.shards.url=s3://lab/nersemble \\
-        --set evaluate.data.shards.url=s3://lab/celebv-hq --set set.head=s3://lab/flame2023.head.safetensors \\
-        --set set.distributed.workers=2 --trials 4 --out s3://lab/sweeps/lambda_sp
-
-    Other values, shorter, those that fall behind stopped early:
-
-    \b
-    python -m ray_jobs.tune --config configs/tune/lambda_jac.yaml --set 'grid={loss.lambda_jac: [0.05, 0.1, 0.2]}' \\
-        --set set.steps=50000 --set search=asha --set asha.grace_period=5000 --out runs/lambda_jac
+    Examples:
+      # on this machine, small
+      python -m ray_jobs.tune --config configs/dev/tune/base_lr.yaml --out runs/sweep
+      # the paper's Table 8 on a cluster, two GPUs for each of four trials at a time
+      ray job submit --working-dir . -- python -m ray_jobs.tune --config configs/tune/lambda_sp.yaml \\
+          --set set.phase1_checkpoint=s3://lab/runs/phase1 --set set.data.shards.url=s3://lab/nersemble \\
+          --set evaluate.data.shards.url=s3://lab/celebv-hq --set set.head=s3://lab/flame2023.head.safetensors \\
+          --set set.distributed.workers=2 --trials 4 --out s3://lab/sweeps/lambda_sp
+      # other values, shorter, those that fall behind stopped early
+      python -m ray_jobs.tune --config configs/tune/lambda_jac.yaml --set 'grid={loss.lambda_jac: [0.05, 0.1, 0.2]}' \\
+          --set set.steps=50000 --set search=asha --set asha.grace_period=5000 --out runs/lambda_jac
     """
     from ray_jobs.tune_config import TuneConfig, plan_trials
     from spatialavatar.cli.train import default_folder

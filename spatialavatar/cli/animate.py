@@ -40,8 +40,9 @@ def animate(
     The clip may show the same person or another. Of several cameras, camera 0 is the one that sees the avatar.
 
     \b
-    spatialavatar animate avatars/anna --driver clips/ben --out anna_as_ben.mp4
-    spatialavatar animate avatars/anna --camera orbit --out anna_around.mp4
+    Examples:
+      spatialavatar animate avatars/anna --driver clips/ben --out anna_as_ben.mp4
+      spatialavatar animate avatars/anna --camera orbit --out anna_around.mp4
     """
     import time
 

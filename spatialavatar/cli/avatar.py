@@ -9,7 +9,15 @@ from spatialavatar.cli.console import DeviceOption, HeadOption, choose_device, l
 if TYPE_CHECKING:
     from spatialavatar.avatar import Avatar
 
-app = typer.Typer(no_args_is_help=True, help="Saved avatars: bake generated ones, show what they are.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="""Saved avatars: bake generated ones, show what they are.
+
+    \b
+    Example:
+      spatialavatar avatar info avatars/anna
+    """,
+)
 
 Folder = Annotated[str, typer.Argument(metavar="AVATAR", help="An avatar folder.")]
 
@@ -33,8 +41,9 @@ def bake_(
     Its Gaussians at that frame are then shown at every frame. CLIP#12 names instant 12, CLIP#12,3 its camera 3.
 
     \b
-    spatialavatar avatar bake avatars/anna --out avatars/anna_static
-    spatialavatar avatar bake avatars/anna --at clips/anna#12 --out avatars/anna_at_12
+    Examples:
+      spatialavatar avatar bake avatars/anna --out avatars/anna_static
+      spatialavatar avatar bake avatars/anna --at clips/anna#12 --out avatars/anna_at_12
     """
     from spatialavatar.avatar import AvatarRenderer, bake, bake_at_reference, read_avatar, write_avatar
     from spatialavatar.avatar.folder import claim_folder, clear_folder
@@ -72,7 +81,8 @@ def info(
     """Show what an avatar is, its sources and its licence.
 
     \b
-    spatialavatar avatar info avatars/anna
+    Example:
+      spatialavatar avatar info avatars/anna
     """
     from json import dumps
 

@@ -11,7 +11,15 @@ from spatialavatar.cli.console import Update, progress, resolve_head, say, tell_
 if TYPE_CHECKING:
     from spatialavatar.head import HeadModel
 
-app = typer.Typer(no_args_is_help=True, help="Tracked clips: import, synthesize, validate, inspect, export.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="""Tracked clips: import, synthesize, validate, inspect, export.
+
+    \b
+    Example:
+      spatialavatar clip import tracked/anna --head flame2020.head.safetensors --out clips/anna
+    """,
+)
 
 Clip = Annotated[str, typer.Argument(metavar="CLIP", help="A clip's folder (or URL).")]
 Out = Annotated[str, typer.Option("--out", "-o", metavar="DIR", help="The clip's folder; made when absent.")]
@@ -66,10 +74,11 @@ def import_(
     VHAP in SEQ/vhap or where --tracking says.
 
     \b
-    spatialavatar clip import tracked/anna --head flame2020.head.safetensors --out clips/anna --test-last 350
-    spatialavatar clip import vhap/306 --head flame2023.head.safetensors --out clips/306 --keep-split
-    spatialavatar clip import nersemble/030/sequences/EMO-1-shout+laugh --tracking vhap/030_EMO-1
-        --head flame2023.head.safetensors --out clips/030
+    Examples:
+      spatialavatar clip import tracked/anna --head flame2020.head.safetensors --out clips/anna --test-last 350
+      spatialavatar clip import vhap/306 --head flame2023.head.safetensors --out clips/306 --keep-split
+      spatialavatar clip import nersemble/030/sequences/EMO-1-shout+laugh --tracking vhap/030_EMO-1 \\
+          --head flame2023.head.safetensors --out clips/030
     """
     from spatialavatar.clip.header import IDENTITY_RULE, is_identity, safe_identity
     from spatialavatar.clip.importers import ImportOptions, import_clips
@@ -124,8 +133,9 @@ def export(
     gagavatar-track's. What the layout cannot hold is said in numbers.
 
     \b
-    spatialavatar clip export clips/anna --format vhap --head flame2023.head.safetensors --out anna_vhap
-    spatialavatar clip export clips/anna --format gagavatar-track --head flame2020.head.safetensors --out anna_gaga
+    Examples:
+      spatialavatar clip export clips/anna --format vhap --head flame2023.head.safetensors --out anna_vhap
+      spatialavatar clip export clips/anna --format gagavatar-track --head flame2020.head.safetensors --out anna_gaga
     """
     from spatialavatar.clip.exporters import export_clip, refuse_export
     from spatialavatar.clip.tracked_clip import open_clip
@@ -167,8 +177,9 @@ def synthesize(
     Without --head the clip names the built-in head, the one that 'spatialavatar head generate' writes.
 
     \b
-    spatialavatar clip synthesize --identity 1 --frames 60 --test-last 10 --out clips/made-up
-    spatialavatar clip synthesize --cameras 8 --test-cameras 3,7 --out clips/stage
+    Examples:
+      spatialavatar clip synthesize --identity 1 --frames 60 --test-last 10 --out clips/made-up
+      spatialavatar clip synthesize --cameras 8 --test-cameras 3,7 --out clips/stage
     """
     from spatialavatar.clip.replacing import refuse_existing_clip
     from spatialavatar.clip.synthetic import synthesize_capture
@@ -212,7 +223,8 @@ def validate(
     Each with file, frame and field. Exit code 2 when there are any.
 
     \b
-    spatialavatar clip validate clips/anna --head flame2020.head.safetensors
+    Example:
+      spatialavatar clip validate clips/anna --head flame2020.head.safetensors
     """
     from spatialavatar.clip.validate import validate_clip
     from spatialavatar.head.file import read_head
@@ -240,7 +252,8 @@ def inspect(
     Mesh, landmarks, axes, face box and matte, to see whether they are right.
 
     \b
-    spatialavatar clip inspect clips/anna --head flame2020.head.safetensors --frames 0,10,20 --out anna.png
+    Example:
+      spatialavatar clip inspect clips/anna --head flame2020.head.safetensors --frames 0,10,20 --out anna.png
     """
     from spatialavatar import files
     from spatialavatar.clip.inspect import inspect_clip

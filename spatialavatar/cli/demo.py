@@ -102,8 +102,9 @@ def demo(
     5 minutes on 2 cores, 2 without the generator.
 
     \b
-    spatialavatar demo --out demo
-    spatialavatar demo --out demo --generator-steps 0
+    Examples:
+      spatialavatar demo --out demo
+      spatialavatar demo --out demo --generator-steps 0
     """
     import time
 

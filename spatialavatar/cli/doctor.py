@@ -26,8 +26,9 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="As JSON.")] = Fals
     something that every run needs is missing.
 
     \b
-    spatialavatar doctor
-    spatialavatar doctor --json
+    Examples:
+      spatialavatar doctor
+      spatialavatar doctor --json
     """
     findings = [_python(), _torch(), _cuda(), _gsplat(), _cpu_splatter(), _ffmpeg(), _lpips()]
     if json:

@@ -31,9 +31,10 @@ def export(
     it looks at its reference frame; 'spatialavatar avatar bake --at' takes another.
 
     \b
-    spatialavatar export avatars/anna --format ply --out anna.ply
-    spatialavatar export avatars/anna --driver clips/ben#12 --out anna_as_ben.ply
-    spatialavatar export avatars/anna --format gaussian-avatars --driver clips/anna --out anna_ga
+    Examples:
+      spatialavatar export avatars/anna --format ply --out anna.ply
+      spatialavatar export avatars/anna --driver clips/ben#12 --out anna_as_ben.ply
+      spatialavatar export avatars/anna --format gaussian-avatars --driver clips/anna --out anna_ga
     """
     from spatialavatar import files
     from spatialavatar.avatar import AvatarRenderer, StaticAppearance, bake_at_reference, read_avatar

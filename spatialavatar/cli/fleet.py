@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_LOOKS = 5.0  # with --watch
 
-app = typer.Typer(no_args_is_help=True, help="How a fleet of refinements stands, and what it made.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="""How a fleet of refinements stands, and what it made.
+
+    \b
+    Example:
+      spatialavatar fleet status s3://bucket/fleet --watch
+    """,
+)
 
 Url = Annotated[str, typer.Argument(metavar="URL", help="The --output of a fleet: a folder, or its URL in a store.")]
 
@@ -37,9 +45,10 @@ def status(
     tells what lies in the folder now. With --json and --watch each look is a line.
 
     \b
-    spatialavatar fleet status s3://bucket/fleet
-    spatialavatar fleet status s3://bucket/fleet --watch
-    spatialavatar fleet status fleet --json | jq .done
+    Examples:
+      spatialavatar fleet status s3://bucket/fleet
+      spatialavatar fleet status s3://bucket/fleet --watch
+      spatialavatar fleet status fleet --json | jq .done
     """
     try:
         with _screen(as_json) as show:
@@ -62,7 +71,8 @@ def report(url: Url) -> None:
     of.
 
     \b
-    spatialavatar fleet report s3://bucket/fleet
+    Example:
+      spatialavatar fleet report s3://bucket/fleet
     """
     from spatialavatar.fleet.report import write_report
     from spatialavatar.fleet.summary import MARKDOWN, OUTCOMES
@@ -88,8 +98,9 @@ def list_(
     gate's bounds; left: the store did not answer; missing: not finished yet; refused: the list names no usable clip.
 
     \b
-    spatialavatar fleet list s3://bucket/fleet --outcome failed --outcome review
-    spatialavatar fleet list fleet --outcome review | cut -f 1
+    Examples:
+      spatialavatar fleet list s3://bucket/fleet --outcome failed --outcome review
+      spatialavatar fleet list fleet --outcome review | cut -f 1
     """
     from spatialavatar.errors import SpatialAvatarError
     from spatialavatar.fleet.report import read_report

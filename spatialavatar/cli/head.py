@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Head models: convert, generate, show what they are.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="""Head models: convert, generate, show what they are.
+
+    \b
+    Example:
+      spatialavatar head info ict.head.safetensors
+    """,
+)
 
 Out = Annotated[str, typer.Option("--out", "-o", metavar="FILE", help="The head file to write, *.head.safetensors.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite --out even when it is another head or no head.")]
@@ -35,9 +43,11 @@ def convert(
     From a FLAME pickle, the ICT archive or an ICT-FaceKit checkout.
 
     \b
-    spatialavatar head convert generic_model.pkl --uv head_template.obj --out flame2020.head.safetensors
-    spatialavatar head convert flame2023_Open.pkl --uv head_template.obj --id flame2023-open --out open.head.safetensors
-    spatialavatar head convert ICT-FaceKit/ --out ict.head.safetensors
+    Examples:
+      spatialavatar head convert generic_model.pkl --uv head_template.obj --out flame2020.head.safetensors
+      spatialavatar head convert flame2023_Open.pkl --uv head_template.obj --id flame2023-open \\
+          --out open.head.safetensors
+      spatialavatar head convert ICT-FaceKit/ --out ict.head.safetensors
     """
     from spatialavatar.head.convert import convert_head
     from spatialavatar.head.file import write_head
@@ -54,7 +64,8 @@ def generate(out: Out, force: Force = False) -> None:
     """Make the built-in head, which needs no download.
 
     \b
-    spatialavatar head generate --out builtin.head.safetensors
+    Example:
+      spatialavatar head generate --out builtin.head.safetensors
     """
     from spatialavatar.head.builtin import HEAD_ID, generate_head
     from spatialavatar.head.file import write_head
@@ -73,7 +84,8 @@ def info(
     """Show what a head file holds, and its licence.
 
     \b
-    spatialavatar head info ict.head.safetensors
+    Example:
+      spatialavatar head info ict.head.safetensors
     """
     from json import dumps
 

@@ -37,7 +37,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Tracked head videos in, animatable 3D Gaussian head avatars out. Start with: spatialavatar demo",
+    help="""Tracked head videos in, animatable 3D Gaussian head avatars out.
+
+    \b
+    Examples:
+      spatialavatar demo
+      spatialavatar refine clips/anna --head flame2020.head.safetensors --out avatars/anna
+      spatialavatar animate avatars/anna --driver clips/ben --out anna_as_ben.mp4
+    """,
 )
 app.command("demo")(demo.demo)
 app.command("reconstruct")(reconstruct.reconstruct)

@@ -13,7 +13,15 @@ if TYPE_CHECKING:
 
 WIDTH = 100  # of lines of text
 
-app = typer.Typer(no_args_is_help=True, help="Generators: size, cost and memory.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="""Generators: size, cost and memory.
+
+    \b
+    Example:
+      spatialavatar model summary --config configs/phase1.yaml
+    """,
+)
 
 
 @app.callback()
@@ -45,9 +53,10 @@ def summary(
     By module. Needs no weights and no network.
 
     \b
-    spatialavatar model summary --config configs/phase1.yaml
-    spatialavatar model summary --config configs/phase2.yaml --sources 4 --batch-size 6
-    spatialavatar model summary --checkpoint runs/phase1
+    Examples:
+      spatialavatar model summary --config configs/phase1.yaml
+      spatialavatar model summary --config configs/phase2.yaml --sources 4 --batch-size 6
+      spatialavatar model summary --checkpoint runs/phase1
     """
     from spatialavatar.config import load_config
     from spatialavatar.errors import SpatialAvatarError

@@ -50,8 +50,9 @@ def reconstruct(
     """Make an avatar of one to four portraits, in one pass.
 
     \b
-    spatialavatar reconstruct clips/anna#12 --checkpoint runs/phase2 --out avatars/anna
-    spatialavatar reconstruct clips/anna --k 4 --checkpoint runs/phase2 --out avatars/anna --preview anna.png
+    Examples:
+      spatialavatar reconstruct clips/anna#12 --checkpoint runs/phase2 --out avatars/anna
+      spatialavatar reconstruct clips/anna --k 4 --checkpoint runs/phase2 --out avatars/anna --preview anna.png
 
     A whole clip gives its reference frame, the one with the mouth most closed, and frames whose views are far apart.
     The avatar needs its head model to be shown, the checkpoint no more. 'spatialavatar refine --init AVATAR' goes on

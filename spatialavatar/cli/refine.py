@@ -61,10 +61,11 @@ def refine(
     """Refine an avatar of one person from a tracked clip.
 
     \b
-    spatialavatar refine clips/anna --head flame2020.head.safetensors --out avatars/anna
-    spatialavatar refine clips/anna --init generator --checkpoint runs/phase2 --out avatars/anna
-    spatialavatar refine clips/anna --head builtin.head.safetensors --out quick --resolution 256 \\
-        --uv-resolution 128 --iterations 2000 --set anti_spike.aspect_tau=0.7
+    Examples:
+      spatialavatar refine clips/anna --head flame2020.head.safetensors --out avatars/anna
+      spatialavatar refine clips/anna --init generator --checkpoint runs/phase2 --out avatars/anna
+      spatialavatar refine clips/anna --head builtin.head.safetensors --out quick --resolution 256 \\
+          --uv-resolution 128 --iterations 2000 --set anti_spike.aspect_tau=0.7
     """
     from spatialavatar import files
     from spatialavatar.avatar.avatar import MANIFEST

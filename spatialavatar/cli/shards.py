@@ -12,7 +12,15 @@ if TYPE_CHECKING:
     from spatialavatar.head import HeadModel
     from spatialavatar.shards import ShardSet
 
-app = typer.Typer(no_args_is_help=True, help="Ingested data sets: say what is in them, verify, sample.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="""Ingested data sets: say what is in them, verify, sample.
+
+    \b
+    Example:
+      spatialavatar shards info shards/
+    """,
+)
 
 Url = Annotated[str, typer.Argument(metavar="URL", help="A data set's folder, or its URL in a store.")]
 Head = Annotated[
@@ -29,8 +37,9 @@ def info(
     Reads its manifest only, so it answers at once.
 
     \b
-    spatialavatar shards info s3://bucket/faces
-    spatialavatar shards info shards/faces --json
+    Examples:
+      spatialavatar shards info s3://bucket/faces
+      spatialavatar shards info shards/faces --json
     """
     from spatialavatar.shards import open_shards
     from spatialavatar.shards.report import summary
@@ -51,7 +60,8 @@ def verify(url: Url, head: Head = None) -> None:
     with the head, whether it falls where the face is. Each fault with its clip. Exit code 2 when there are any.
 
     \b
-    spatialavatar shards verify s3://bucket/faces --head flame2020.head.safetensors
+    Example:
+      spatialavatar shards verify s3://bucket/faces --head flame2020.head.safetensors
     """
     from spatialavatar.shards import open_shards, report
 
@@ -78,8 +88,9 @@ def sample(
     Four frames of each, on grey where there is a matte; with --head, mesh and landmarks over them.
 
     \b
-    spatialavatar shards sample s3://bucket/faces --out faces.png
-    spatialavatar shards sample s3://bucket/faces --seed 1 --head flame2020.head.safetensors --out tracking.png
+    Examples:
+      spatialavatar shards sample s3://bucket/faces --out faces.png
+      spatialavatar shards sample s3://bucket/faces --seed 1 --head flame2020.head.safetensors --out tracking.png
     """
     from spatialavatar import files
     from spatialavatar.clip.pictures import encode

@@ -53,16 +53,15 @@ def train(
 ) -> None:
     """Train a generator: portraits in, avatars out.
 
-    In two phases, on 2 CPU cores in minutes (configs/dev) or as the paper (configs/phase1.yaml, configs/phase2.yaml):
+    In two phases, on 2 CPU cores in minutes (configs/dev) or as the paper (configs/phase1.yaml, configs/phase2.yaml).
+    Ctrl-C stops with a checkpoint, from which --resume goes on.
 
     \b
-    spatialavatar train --config configs/dev/phase1.yaml --out runs/phase1
-    spatialavatar train --config configs/dev/phase2.yaml --set phase1_checkpoint=runs/phase1 --out runs/phase2
-
-    \b
-    Ctrl-C stops with a checkpoint; go on, or try another value:
-    spatialavatar train --resume --out runs/phase1
-    spatialavatar train --config configs/dev/phase1.yaml --set loss.lambda_jac=0 --out runs/no-jacobian
+    Examples:
+      spatialavatar train --config configs/dev/phase1.yaml --out runs/phase1
+      spatialavatar train --config configs/dev/phase2.yaml --set phase1_checkpoint=runs/phase1 --out runs/phase2
+      spatialavatar train --resume --out runs/phase1
+      spatialavatar train --config configs/dev/phase1.yaml --set loss.lambda_jac=0 --out runs/no-jacobian
 
     Without --config, --resume takes the configuration that the run was started with. With it, FILE must say the same
     but for what is logged, shown and saved. A run that has no checkpoint yet starts from the beginning.

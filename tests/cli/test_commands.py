@@ -6,17 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
-import typer
 
 from spatialavatar import files
 from spatialavatar.avatar import Avatar, StaticAppearance, write_avatar
-from spatialavatar.cli import main
 from spatialavatar.clip import TrackedClip
 from spatialavatar.head import HeadReference, read_head, write_head
 from spatialavatar.head.model import ARRAYS
@@ -357,44 +354,6 @@ def test_full_disk_is_named(world: World, run, monkeypatch: pytest.MonkeyPatch, 
     result = run("evaluate", world.avatar, world.clip.location, "--out", out)
     assert result.code == 2
     assert f"{out}: no space left on device" in result.err
-
-
-def tree(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, bool]]:
-    """Every command by its full name, and whether it is a group."""
-    below = getattr(command, "commands", {})
-    yield " ".join(path), bool(below)
-    for name, part in below.items():
-        yield from tree(part, (*path, name))
-
-
-COMMANDS = dict(tree(typer.main.get_command(main.app)))
-
-
-def test_help_teaches_without_loading_torch() -> None:
-    program = (
-        "import contextlib, io, json, sys\n"
-        "from spatialavatar.cli import main\n"
-        "said = {}\n"
-        "for command in sys.argv[1:]:\n"
-        "    sys.argv = ['spatialavatar', *command.split(), '--help']\n"
-        "    with contextlib.redirect_stdout(io.StringIO()) as out:\n"
-        "        try: main.run()\n"
-        "        except SystemExit as e: assert not e.code, command\n"
-        "    said[command] = out.getvalue()\n"
-        "heavy = {'torch', 'numba', 'numpy', 'cv2'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-        "print(json.dumps(said))"
-    )
-    done = subprocess.run([sys.executable, "-c", program, *COMMANDS], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert said.keys() == COMMANDS.keys() and len(said) > 15
-    for command, text in said.items():
-        if COMMANDS[command]:
-            assert "..." not in text.partition("Commands:")[2], f"a sentence is cut short in:\n{text}"
-        else:
-            lines = [f"{line.strip()} " for line in text.splitlines()]
-            assert any(line.startswith(f"spatialavatar {command} ") for line in lines), f"{command} shows no example"
 
 
 def test_doctor_names_every_part(run) -> None:  # type: ignore[no-untyped-def]
