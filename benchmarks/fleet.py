@@ -23,17 +23,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.record import arguments, record
+from spatialavatar.fleet.config import FleetConfig
+from spatialavatar.fleet.pipeline import Job, Outcome, Timing
+from spatialavatar.fleet.records import RECORD_FORMAT, RECORDS, VERSION, Recipe, write_record
+from spatialavatar.fleet.run import FleetRun, Selection
+from spatialavatar.fleet.status import Status
+from spatialavatar.fleet.subjects import read_subjects
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.record import command_line, record  # noqa: E402
-from spatialavatar.fleet.config import FleetConfig  # noqa: E402
-from spatialavatar.fleet.pipeline import Job, Outcome, Timing  # noqa: E402
-from spatialavatar.fleet.records import RECORD_FORMAT, RECORDS, VERSION, Recipe, write_record  # noqa: E402
-from spatialavatar.fleet.run import FleetRun, Selection  # noqa: E402
-from spatialavatar.fleet.status import Status  # noqa: E402
-from spatialavatar.fleet.subjects import read_subjects  # noqa: E402
-
 SIMULATED_WORKERS = 1000
 RECIPE = Recipe("stub", "stub")
 
@@ -170,15 +170,14 @@ def write_manifest(folder: Path, subjects: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder for manifest and records, which are removed")
-    parser.add_argument("--subjects", type=int, default=10_000)
-    parser.add_argument("--workers", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--subjects", type=int, default=10_000, help="of the manifest")
+    parser.add_argument("--workers", type=int, default=8, help="processes that work on them")
+    parser.add_argument("--batch", type=int, default=1, help="subjects that a worker takes at once")
     parser.add_argument("--seconds", type=float, default=0.05, help="that the stub takes for a subject")
-    parser.add_argument("--out", help="where to write the record")
     parser.add_argument("--simulate", type=int, default=1_000_000, help="subjects without a cluster; 0: none")
-    parser.add_argument("--once", choices=("run", "simulated"), help="one part in this process, as JSON")
+    parser.add_argument("--once", choices=("run", "simulated"), help=argparse.SUPPRESS)  # a part of it, as JSON
     options = parser.parse_args()
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     if options.once:
@@ -207,7 +206,7 @@ def main() -> None:
         results["simulated"] = driver("simulated")
     shutil.rmtree(options.work)
     settings = {"workers": options.workers, "batch": options.batch, "seconds_of_a_subject": options.seconds}
-    print(record("fleet", command_line(), {"settings": settings, **results}, options.out))
+    print(record("fleet", {"settings": settings, **results}, options.out))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 """A fleet at useful size: a tracked clip cut into subjects, and ten made-up people, from S3 to S3.
 
-    python benchmarks/fleet_run.py --clip FOLDER --head HEAD --work DIR
+    python benchmarks/fleet_run.py --clip CLIP --head HEAD --work DIR
 
 ``--clip`` is a tracked clip with its ``--head``; without them the made-up people alone are refined, on the built-in
 head. The store is a real S3 API on loopback; the fleet is ``python -m ray_jobs.refine`` on this machine. Leaves summary
 and sheet in ``--work``, and writes ``benchmarks/results/fleet_run-<date>.json``: numbers alone.
 """
 
-import argparse
 import io
 import json
 import os
@@ -20,16 +19,16 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.record import arguments, record
+from spatialavatar import files
+from spatialavatar.clip import open_clip
+from spatialavatar.head import builtin_head, read_head
+from tests.builders.fleet import pieces_of, synthetic_people
+from tests.builders.store import FaultyStore, environment
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.record import command_line, record  # noqa: E402
-from spatialavatar import files  # noqa: E402
-from spatialavatar.clip import open_clip  # noqa: E402
-from spatialavatar.head import builtin_head, read_head  # noqa: E402
-from tests.builders.fleet import pieces_of, synthetic_people  # noqa: E402
-from tests.builders.store import FaultyStore, environment  # noqa: E402
-
 METRICS = ("psnr", "worst_psnr", "ssim", "lpips", "max_aspect_ratio", "tracking_residual", "seconds")
 
 
@@ -43,16 +42,15 @@ def summed_up(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--clip", help="folder of a tracked clip")
     parser.add_argument("--head", help="its head")
     parser.add_argument("--work", type=Path, required=True, help="folder for summary and sheet")
-    parser.add_argument("--pieces", type=int, default=4)
+    parser.add_argument("--pieces", type=int, default=4, help="subjects that the clip is cut into")
     parser.add_argument("--frames", type=int, default=60, help="of each subject, a fifth of them held out")
-    parser.add_argument("--people", type=int, default=10)
-    parser.add_argument("--size", type=int, default=256, help="pixels")
-    parser.add_argument("--iterations", type=int, default=1500)
-    parser.add_argument("--out", help="where to write the record")
+    parser.add_argument("--people", type=int, default=10, help="made-up people")
+    parser.add_argument("--size", type=int, default=256, help="pixels; half as many texels")
+    parser.add_argument("--iterations", type=int, default=1500, help="of each refinement")
     options = parser.parse_args()
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     held_out = options.frames // 5
@@ -90,7 +88,7 @@ def main() -> None:
     if options.clip:
         results["pieces of a tracked clip"] = summed_up([row for row in finished if row["id"].startswith("piece")])
     print(json.dumps(results, indent=2))
-    print(record("fleet_run", command_line(), results, options.out))
+    print(record("fleet_run", results, options.out))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@
 
 Every variant changes configs/dev/phase1.yaml and phase2.yaml by --set values alone. Variants that differ in Phase 2
 only share their Phase 1. Measured on held-out people over white: monocular clips (what Phase 1 taught, and Phase 2 may
-make forget) and takes of 16 cameras. A finished run under DIR is used again.
+make forget) and takes of 16 cameras. A finished run under DIR is used again. Prints a table and writes
+``benchmarks/results/generator_ablation-<date>.json``.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.generator_learning import CONFIGS, TARGETS, finish, held_out
-from benchmarks.record import command_line, record
+from benchmarks.record import arguments, record
 from spatialavatar.config import load_config
 from spatialavatar.evaluation.held_out import batches_of, cases, from_sources, measure
 from spatialavatar.generator.checkpoint import read_generator
@@ -40,13 +40,11 @@ SOURCES = (1, 4)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder for the training runs")
-    parser.add_argument("--phase1-steps", type=int, default=200)
-    parser.add_argument("--phase2-steps", type=int, default=80)
+    parser.add_argument("--phase1-steps", type=int, default=200, help="training steps of Phase 1")
+    parser.add_argument("--phase2-steps", type=int, default=80, help="training steps of Phase 2")
     parser.add_argument("--only", nargs="*", choices=VARIANTS, help="these variants")
-    parser.add_argument("--name", default="generator_ablation")
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
 
     rows: dict[str, Any] = {}
@@ -63,7 +61,7 @@ def main() -> None:
             finish(load_config(TrainConfig, CONFIGS / "phase2.yaml", values), run)
         rows[name] = {"set": [*both, *second], **quality(run, first)}
         results = {"steps": [options.phase1_steps, options.phase2_steps], "variants": rows}
-        written = record(options.name, command_line(), results, options.out)  # a late crash loses little
+        written = record("generator_ablation", results, options.out)  # a late crash loses little
     print(written)
 
 

@@ -11,10 +11,9 @@ measures on held-out people, over white:
 - one portrait shown again (seen), with another expression from the same camera, and from other cameras;
 - refinement that starts from the generator against one that starts from the template skin.
 
-Writes the record and a plot of the curves.
+Prints tables and writes ``benchmarks/results/generator_learning-<date>.json``, and a picture of the curves beside it.
 """
 
-import argparse
 import dataclasses
 import json
 import statistics
@@ -27,7 +26,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.record import command_line, record
+from benchmarks.record import arguments, record
 from spatialavatar.avatar import Avatar, AvatarRenderer
 from spatialavatar.avatar.avatar import StaticAppearance
 from spatialavatar.avatar.bake import bake_at_reference
@@ -60,12 +59,10 @@ CLIP_FRAMES, CLIP_TEST = 60, 15
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder for the training runs")
-    parser.add_argument("--phase1", type=Path, default=CONFIGS / "phase1.yaml")
-    parser.add_argument("--phase2", type=Path, default=CONFIGS / "phase2.yaml")
-    parser.add_argument("--name", default="generator_learning")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--phase1", type=Path, default=CONFIGS / "phase1.yaml", help="configuration of Phase 1")
+    parser.add_argument("--phase2", type=Path, default=CONFIGS / "phase2.yaml", help="configuration of Phase 2")
     options = parser.parse_args()
 
     first, second = options.work / "phase1", options.work / "phase2"
@@ -81,7 +78,7 @@ def main() -> None:
         print(f"{name}: generator {facts.hash[:12]}")
         results[name] = quality(generator, config, head, lpips)
     results["refinement"] = refinement(second, head, options.work, two.resolution)
-    written = record(options.name, command_line(), results, options.out)
+    written = record("generator_learning", results, options.out)
     plot(results, written.with_suffix(".png"))
     print(written)
 

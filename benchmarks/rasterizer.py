@@ -11,13 +11,8 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import argparse
 import math
-import shlex
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +22,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.record import record
+from benchmarks.record import arguments, record
+from benchmarks.timing import Stopwatch
 from spatialavatar.splat.camera import Camera
 from spatialavatar.splat.cpu import backend, binning
 from spatialavatar.splat.cpu.projection import camera_parameters
@@ -63,99 +59,79 @@ def head(size: int, count: int, channels: int, seed: int = 0) -> tuple[WorldGaus
     return gaussians, Camera(pose[None], intrinsics[None], size, size)
 
 
-class Stopwatch:
-    """Collects the times of named stages over repeated runs."""
-
-    def __init__(self, synchronize: Callable[[], None] = lambda: None) -> None:
-        self.times: dict[str, list[float]] = {}
-        self.synchronize = synchronize
-
-    def __call__(self, stage: str, function: Callable[[], Any]) -> Any:
-        self.synchronize()
-        start = time.perf_counter()
-        result = function()
-        self.synchronize()
-        self.times.setdefault(stage, []).append(1000 * (time.perf_counter() - start))
-        return result
-
-    def summary(self, warm_up: int) -> dict[str, dict[str, float]]:
-        kept = {stage: times[warm_up:] for stage, times in self.times.items()}
-        return {s: {"median_ms": round(statistics.median(t), 3), "min_ms": round(min(t), 3)} for s, t in kept.items()}
-
-
 def time_backend(
     name: str, gaussians: WorldGaussians, camera: Camera, repeats: int, warm_up: int = 1
 ) -> dict[str, dict[str, float]]:
     """Forward and backward through ``rasterize`` and autograd."""
-    watch = Stopwatch(torch.cuda.synchronize if gaussians.means.is_cuda else lambda: None)
+    watch = Stopwatch(gaussians.means.device, warm_up)
     leaves = [getattr(gaussians, attribute) for attribute in ATTRIBUTES]
     for _ in range(repeats + warm_up):
-        rendering = watch("forward", lambda: rasterize(gaussians, camera, backend=name))
-        v_features, v_alpha = torch.ones_like(rendering.features), torch.ones_like(rendering.alpha)
-        outputs, gradients = (rendering.features, rendering.alpha), (v_features, v_alpha)
-        watch("backward", lambda o=outputs, g=gradients: torch.autograd.grad(o, leaves, g))
-    watch.times["total"] = [f + b for f, b in zip(watch.times["forward"], watch.times["backward"])]
-    return watch.summary(warm_up)
+        with watch.measure("forward"):
+            rendering = rasterize(gaussians, camera, backend=name)
+        gradients = torch.ones_like(rendering.features), torch.ones_like(rendering.alpha)
+        with watch.measure("backward"):
+            torch.autograd.grad((rendering.features, rendering.alpha), leaves, gradients)
+        watch.lap()
+    median, least = watch.totals()
+    return summary(watch) | {"total": {"median_ms": median, "min_ms": least}}
 
 
 def time_cpu_stages(gaussians: WorldGaussians, camera: Camera, repeats: int) -> dict[str, dict[str, float]]:
     """The kernels one by one."""
-    watch = Stopwatch()
+    watch = Stopwatch(torch.device("cpu"), warm_up=1)
     attributes = [getattr(gaussians, attribute)[0].detach().numpy() for attribute in ATTRIBUTES]
     parameters = camera_parameters(camera, 0)
     features = np.empty((camera.height, camera.width, attributes[3].shape[1]), np.float32)
     v_features, v_alpha = np.ones_like(features), np.ones(features.shape[:2], np.float32)
     gradients = [np.zeros_like(a) for a in attributes]
-    size = camera.width, camera.height
     for _ in range(repeats + 1):
         with kernel_guard():
-            records, columns = watch("projection", lambda: backend.project(attributes, parameters))
-            order = watch("depth sort", lambda r=records, c=columns: binning.depth_order(r, c))
-            lists = watch("binning", lambda o=order, r=records, c=columns: binning.tile_lists(o, r, c, *size))
-            forward = watch(
-                "compositing",
-                lambda r=records, t=lists: backend.composite(attributes[3], parameters, r, t, features),
-            )
-            rows = watch(
-                "compositing backward",
-                lambda f=forward: backend.composite_backward(f, features, v_features, v_alpha),
-            )
-            watch(
-                "projection backward",
-                lambda f=forward, r=rows: backend.project_backward(attributes, f, r, gradients),
-            )
-    return watch.summary(warm_up=1)
+            with watch.measure("projection"):
+                records, columns = backend.project(attributes, parameters)
+            with watch.measure("depth sort"):
+                order = binning.depth_order(records, columns)
+            with watch.measure("binning"):
+                tiles = binning.tile_lists(order, records, columns, camera.width, camera.height)
+            with watch.measure("compositing"):
+                forward = backend.composite(attributes[3], parameters, records, tiles, features)
+            with watch.measure("compositing backward"):
+                rows = backend.composite_backward(forward, features, v_features, v_alpha)
+            with watch.measure("projection backward"):
+                backend.project_backward(attributes, forward, rows, gradients)
+        watch.lap()
+    return summary(watch)
+
+
+def summary(watch: Stopwatch) -> dict[str, dict[str, float]]:
+    least = watch.minima()
+    return {stage: {"median_ms": median, "min_ms": least[stage]} for stage, median in watch.medians().items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scenes", nargs="+", choices=list(SCENES), default=list(SCENES))
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--reference-repeats", type=int, default=1, help="0 leaves the slow torch reference out")
-    parser.add_argument("--out", help="where to write the JSON")
-    arguments = parser.parse_args()
+    parser = arguments(__doc__)
+    parser.add_argument("--scenes", nargs="+", choices=list(SCENES), default=list(SCENES), help="pixels/Gaussians")
+    parser.add_argument("--repeats", type=int, default=20, help="timed repetitions")
+    parser.add_argument("--reference-repeats", type=int, default=1, help="of the slow torch reference; 0 leaves it out")
+    options = parser.parse_args()
 
     results: dict[str, Any] = {"threads": {"numba": numba.get_num_threads(), "torch": torch.get_num_threads()}}
-    for label in arguments.scenes:
+    for label in options.scenes:
         gaussians, camera = head(*SCENES[label])
-        scene: dict[str, Any] = {"cpu": time_backend("cpu", gaussians, camera, arguments.repeats)}
-        scene["cpu by stage"] = time_cpu_stages(gaussians, camera, arguments.repeats)
-        if arguments.reference_repeats and SCENES[label][2] == 3:
-            scene["reference"] = time_backend("reference", gaussians, camera, arguments.reference_repeats, warm_up=0)
+        scene: dict[str, Any] = {"cpu": time_backend("cpu", gaussians, camera, options.repeats)}
+        scene["cpu by stage"] = time_cpu_stages(gaussians, camera, options.repeats)
+        if options.reference_repeats and SCENES[label][2] == 3:
+            scene["reference"] = time_backend("reference", gaussians, camera, options.reference_repeats, warm_up=0)
             ratio = scene["reference"]["total"]["median_ms"] / scene["cpu"]["total"]["median_ms"]
             scene["times faster than the reference"] = round(ratio, 1)
         if torch.cuda.is_available():
             on_gpu = [getattr(gaussians, attribute).detach().cuda().requires_grad_() for attribute in ATTRIBUTES]
-            scene["gsplat"] = time_backend("gsplat", WorldGaussians(*on_gpu), camera.to("cuda"), arguments.repeats, 5)
+            scene["gsplat"] = time_backend("gsplat", WorldGaussians(*on_gpu), camera.to("cuda"), options.repeats, 5)
         results[label] = scene
         for part, stages in scene.items():
             if isinstance(stages, dict):
                 for stage, times in stages.items():
                     print(f"{label:12} {part:14} {stage:22} {times['median_ms']:10.2f} {times['min_ms']:10.2f} ms")
-    options = [f"--scenes {shlex.join(arguments.scenes)}", f"--repeats {arguments.repeats}"]
-    options.append(f"--reference-repeats {arguments.reference_repeats}")
-    command = " ".join(["python benchmarks/rasterizer.py", *options])
-    print(f"wrote {record('rasterizer', command, results, arguments.out)}")
+    print(record("rasterizer", results, options.out))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Writes benchmark results: numbers together with what is needed to judge and repeat them.
 
-``record(name, command, results)`` writes ``benchmarks/results/<name>-<YYYY-MM-DD>.json``. The machine is described by
-its hardware and software only: no host name, no user, no paths. Commit, load and time are those of the moment when this
-module was imported, at the start of the benchmark.
+``record(name, results)`` writes ``benchmarks/results/<name>-<YYYY-MM-DD>.json``. The machine is described by its
+hardware and software only: no host name, no user, no paths. Commit, load and time are those of the moment when this
+module was imported, at the start of the benchmark. ``arguments(__doc__)`` is the parser that every benchmark begins
+with.
 """
 
+import argparse
 import datetime
 import importlib.metadata
 import json
@@ -21,16 +23,27 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "numba", "llvmlite", "numpy", "gsplat", "lpips", "timm", "ray", "deepspeed")
 
 
-def record(name: str, command: str, results: Any, out: str | Path | None = None) -> Path:
-    """Write ``results`` (anything JSON) under ``name``, with machine, versions, git commit and command; the path.
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False, []) else super()._get_help_string(action)
 
-    ``command`` is what a person types at the repository's root to repeat the measurement.
-    """
-    path = Path(out) if out else RESULTS / f"{name}-{_STARTED:%Y-%m-%d}.json"
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """A parser whose --help is the script's docstring; the option --out."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=_Help)
+    parser.add_argument(
+        "--out", type=Path, metavar="RECORD.json", help="the record; without it benchmarks/results/NAME-DATE.json"
+    )
+    return parser
+
+
+def record(name: str, results: Any, out: Path | None = None) -> Path:
+    """Write ``results`` (anything JSON) under ``name``, with machine, versions, git commit and command; the path."""
+    path = out or RESULTS / f"{name}-{_STARTED:%Y-%m-%d}.json"
     document = {
         "name": name,
         "date": f"{_STARTED:%Y-%m-%dT%H:%M:%SZ}",
-        "command": command,
+        "command": command_line(),
         "commit": _COMMIT,
         "machine": machine(),
         "versions": versions(),

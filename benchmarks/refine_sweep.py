@@ -1,11 +1,13 @@
 """What each setting of the refinement does to the held-out frames: one short run per variant, one table.
 
-    python benchmarks/refine_sweep.py CLIP --head HEAD --variants benchmarks/variants/first_round.yaml --out RECORD.json
+    python benchmarks/refine_sweep.py CLIP --head HEAD --variants benchmarks/variants/first_round.yaml
+    python benchmarks/refine_sweep.py CLIP --head HEAD --variants benchmarks/variants/anti_spike.yaml --only none \\
+        --set iterations=500
 
-A variants file names runs and their --set values; every run starts from the template skin with the same seed.
+A variants file names runs and their --set values; every run starts from the template skin with the same seed. Measured
+on the clip's test frames, over white.
 """
 
-import argparse
 import sys
 import tempfile
 import time
@@ -17,7 +19,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.record import command_line, record
+from benchmarks.record import arguments, record
 from spatialavatar.avatar import AvatarRenderer
 from spatialavatar.clip import open_clip
 from spatialavatar.config import load_config
@@ -31,16 +33,17 @@ COLUMNS = ("psnr", "worst", "ssim", "lpips", "train_psnr", "max_aspect_ratio", "
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("clip")
-    parser.add_argument("--head", required=True)
+    parser = arguments(__doc__)
+    parser.add_argument("clip", help="folder of a tracked clip with test frames")
+    parser.add_argument("--head", required=True, help="its head")
     parser.add_argument(
         "--variants", required=True, type=Path, help="YAML: common: [key=value], runs: {name: [key=value]}"
     )
-    parser.add_argument("--set", action="append", default=[], help="for every run, after the file's common values")
-    parser.add_argument("--only", nargs="*", help="names of runs")
-    parser.add_argument("--name", default="refine_sweep")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="for every run, after the file's common values"
+    )
+    parser.add_argument("--only", nargs="*", metavar="RUN", help="these runs of the file")
+    parser.add_argument("--name", default="refine_sweep", help="of the record")
     options = parser.parse_args()
 
     head, clip, lpips = read_head(options.head), open_clip(options.clip), Lpips.find()
@@ -55,9 +58,7 @@ def main() -> None:
         cells = (rows[name][c] for c in COLUMNS)
         print(f"{name:28}" + "".join(f"{'-':>13}" if v is None else f"{v:>13.4f}" for v in cells), flush=True)
         results = {"clip": clip.identity, "common": [*plan.get("common", []), *options.set], "runs": rows}
-        written = record(
-            options.name, command_line(), results, options.out
-        )  # after each run: a late crash loses little
+        written = record(options.name, results, options.out)  # after each run: a late crash loses little
     print(written)
 
 

@@ -13,10 +13,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import argparse
 import resource
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.record import command_line, record
+from benchmarks.record import arguments, record
+from benchmarks.timing import cuda_peak_gib, timed
 from spatialavatar.avatar import Avatar, AvatarRenderer
 from spatialavatar.clip import TrackedClip, write_synthetic
 from spatialavatar.clip.synthetic import synthesize_capture
@@ -43,11 +42,10 @@ FRAMES = 24
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--iterations", type=int, default=150, help="timed iterations of each size")
     parser.add_argument("--reference-iterations", type=int, default=1, help="of the torch reference; 0 leaves it out")
     parser.add_argument("--batch", type=int, default=4, help="subjects in the batched run at the largest size")
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -64,7 +62,7 @@ def main() -> None:
         print(f"  {'10,000 iterations':28}{row['seconds_for_10000_iterations']:8.0f} s")
         print(f"  {'frames/s with posing':28}{row['frames_per_second']:8.0f}")
         print(f"  {'peak memory':28}{row['peak_memory_gib']} GiB")
-    print(record("refinement", command_line(), results, options.out))
+    print(record("refinement", results, options.out))
 
 
 def captures(head: HeadModel, folder: str, pixels: int, count: int) -> list[TrackedClip]:
@@ -154,11 +152,9 @@ def stages(
 
 def peak_memory_gib(device: torch.device) -> dict[str, float]:
     """Of the process since its start, and of the device since the last call."""
-    peak = {"process": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)}
-    if device.type == "cuda":
-        peak["cuda"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-        torch.cuda.reset_peak_memory_stats()
-    return peak
+    process = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    cuda = cuda_peak_gib(device)
+    return {"process": process} if cuda is None else {"process": process, "cuda": cuda}
 
 
 def total(gaussians: Any) -> torch.Tensor:
@@ -176,19 +172,6 @@ def finished(run: Refinement, head: HeadModel, layout: Any, texels: int, clip: T
         "static", clip.identity, reference, texels, layout.fingerprint, run.gaussians()[0], clip.params.shape[:1], None,
         clip.params[0], {}, "",
     )  # fmt: skip
-
-
-def timed(call: Callable[[], object], repeats: int, device: torch.device, warm_up: int = 5) -> tuple[float, float]:
-    """Median and minimum of wall milliseconds."""
-    samples = []
-    for k in range(repeats + warm_up):
-        began = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        if k >= warm_up:
-            samples.append((time.perf_counter() - began) * 1e3)
-    return round(statistics.median(samples), 3), round(min(samples), 3)
 
 
 if __name__ == "__main__":

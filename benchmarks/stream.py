@@ -36,7 +36,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.record import command_line, record
+from benchmarks.record import arguments, record
 from ray_jobs.stream import ray_batches
 from spatialavatar.clip.assembly import assemble_clip
 from spatialavatar.clip.header import FrameIndex
@@ -214,15 +214,15 @@ def by_pieces(profile: cProfile.Profile) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder of the data sets; used again")
     parser.add_argument("--clips", type=int, default=800, help="rows of the data set with mattes")
     parser.add_argument("--size", type=int, default=512, help="pixels, stored and trained")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=8, help="samples of a batch")
     parser.add_argument("--draws", type=int, default=4, help="samples from a clip each time that it is read")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each rate")
     parser.add_argument("--store-mb", type=int, default=200, help="object store for the pass over everything")
-    arguments = parser.parse_args()
+    options = parser.parse_args()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     keep_freed_memory()  # as the processes that prepare batches do
@@ -232,25 +232,26 @@ def main() -> None:
     ray.init(
         address="local",
         num_cpus=2,
-        object_store_memory=arguments.store_mb * 2**20,
+        object_store_memory=options.store_mb * 2**20,
         log_to_driver=False,
         logging_level="error",
     )
-    for matte, clips in (("burnt_black", CLIPS_PER_SHARD), ("alpha", arguments.clips)):
-        folder = arguments.work / f"{matte}-{arguments.size}"
-        write_data(folder, head, clips, arguments.size, matte)
-        results[matte] = rates(folder, head, arguments)
+    for matte, clips in (("burnt_black", CLIPS_PER_SHARD), ("alpha", options.clips)):
+        folder = options.work / f"{matte}-{options.size}"
+        write_data(folder, head, clips, options.size, matte)
+        results[matte] = rates(folder, head, options)
         for name, value in results[matte].items():
             print(f"{matte:12} {name:40} {value}")
-    results["pass over everything"] = whole_pass(arguments.work / f"alpha-{arguments.size}", head, arguments)
+    results["pass over everything"] = whole_pass(options.work / f"alpha-{options.size}", head, options)
     for name, value in results["pass over everything"].items():
         print(f"{name:53} {value}")
     ray.shutdown()
-    print(record("stream", command_line(), {"settings": {**vars(arguments), "work": "DIR"}, **results}))
+    shown = {name: value for name, value in vars(options).items() if name not in ("work", "out")}
+    print(record("stream", {"settings": shown, **results}, options.out))
 
 
-def rates(folder: Path, head: HeadModel, arguments: argparse.Namespace) -> dict[str, Any]:
-    config = settings(folder, arguments.size, arguments.batch, arguments.draws, steps=48)
+def rates(folder: Path, head: HeadModel, options: argparse.Namespace) -> dict[str, Any]:
+    config = settings(folder, options.size, options.batch, options.draws, steps=48)
     began = time.perf_counter()
     stream = ray_batches(head, config.model_copy(update={"steps": 100_000}), workers=1)
     next(stream)
@@ -258,7 +259,7 @@ def rates(folder: Path, head: HeadModel, arguments: argparse.Namespace) -> dict[
     stream.close()
     jpegs = raw_jpegs(folder, 400)
     decoded, prepared, streamed = [], [], []
-    for _ in range(arguments.rounds):
+    for _ in range(options.rounds):
         decoded.append(decode_rate(jpegs))
         prepared.append(prepare_rate(head, config, parts=40))
         streamed.append(ray_rate(head, config, warm_up=8))
@@ -277,9 +278,9 @@ def rates(folder: Path, head: HeadModel, arguments: argparse.Namespace) -> dict[
     }
 
 
-def whole_pass(folder: Path, head: HeadModel, arguments: argparse.Namespace) -> dict[str, Any]:
-    steps = arguments.clips * arguments.draws // arguments.batch
-    config = settings(folder, arguments.size, arguments.batch, arguments.draws, steps)
+def whole_pass(folder: Path, head: HeadModel, options: argparse.Namespace) -> dict[str, Any]:
+    steps = options.clips * options.draws // options.batch
+    config = settings(folder, options.size, options.batch, options.draws, steps)
     size = sum(path.stat().st_size for path in (folder / "shards").glob("*.parquet"))
     with sampled_memory() as samples:
         began = time.perf_counter()
@@ -289,7 +290,7 @@ def whole_pass(folder: Path, head: HeadModel, arguments: argparse.Namespace) -> 
     private, store = ([sample[i] / 2**20 for sample in samples] for i in (0, 1))
     return {
         "data set, MB": round(size / 2**20),
-        "object store, MB": arguments.store_mb,
+        "object store, MB": options.store_mb,
         "frames/s": round(count / seconds, 1),
         "process memory, MB, second quarter (max)": round(max(private[quarter : 2 * quarter])),
         "process memory, MB, last quarter (max)": round(max(private[3 * quarter :])),

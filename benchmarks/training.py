@@ -7,7 +7,6 @@ Runs the small Phase 1 on a few made-up people, whose frames fit into memory, as
 over its lines after a warm-up. Prints a table and writes ``benchmarks/results/training-<date>.json``.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -17,11 +16,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.record import arguments, record
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.record import command_line, record  # noqa: E402
-
 WARM_UP = 20  # steps: kernels, caches, frames that are made for the first time
 LINE = 5  # steps between lines of the log
 RAY = ["-m", "ray_jobs.train"]
@@ -58,11 +57,10 @@ def run(program: list[str], options: list[str], steps: int, out: Path) -> dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder for the runs, which are removed")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--out", help="where to write the record")
+    parser.add_argument("--rounds", type=int, default=3, help="trainings of each kind")
+    parser.add_argument("--steps", type=int, default=60, help=f"of each training; the first {WARM_UP} do not count")
     options = parser.parse_args()
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     found: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
@@ -84,7 +82,7 @@ def main() -> None:
             f"{results[name]['memory_gib']:.2f} GiB a process"
         )
     settings = {"steps": options.steps, "warm_up": WARM_UP, "batch_size": 8, **SETTINGS}
-    print(record("training", command_line(), {"settings": settings, "variants": results}, options.out))
+    print(record("training", {"settings": settings, "variants": results}, options.out))
 
 
 if __name__ == "__main__":
