@@ -13,6 +13,7 @@ bookkeeping, with outcomes that come at once, which tells what the loop can take
 
 import argparse
 import json
+import logging
 import os
 import resource
 import shutil
@@ -93,7 +94,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     fleet = FleetRun(config, RECIPE, read_subjects(config.subjects), Selection())
     fleet.begin()
     read = time.perf_counter()
-    ray.init(address="local", num_cpus=options.workers, log_to_driver=False, logging_level="error")
+    ray.init(address="local", num_cpus=options.workers, log_to_driver=False, logging_level=logging.ERROR)
     connected = time.perf_counter()
     seen: list[tuple[float, int, int]] = []
     first_given: list[float] = []

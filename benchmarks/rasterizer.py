@@ -29,7 +29,7 @@ from spatialavatar.splat.cpu import backend, binning
 from spatialavatar.splat.cpu.projection import camera_parameters
 from spatialavatar.splat.cpu.runtime import kernel_guard
 from spatialavatar.splat.gaussians import WorldGaussians
-from spatialavatar.splat.rasterize import rasterize
+from spatialavatar.splat.rasterize import Backend, rasterize
 
 ATTRIBUTES = ("means", "quats", "scales", "colors", "opacities")
 SCENES = {"256/14.5K": (256, 14_543, 3), "512/58K": (512, 58_173, 3), "512/58K/C32": (512, 58_173, 32)}
@@ -60,7 +60,7 @@ def head(size: int, count: int, channels: int, seed: int = 0) -> tuple[WorldGaus
 
 
 def time_backend(
-    name: str, gaussians: WorldGaussians, camera: Camera, repeats: int, warm_up: int = 1
+    name: Backend, gaussians: WorldGaussians, camera: Camera, repeats: int, warm_up: int = 1
 ) -> dict[str, dict[str, float]]:
     """Forward and backward through ``rasterize`` and autograd."""
     watch = Stopwatch(gaussians.means.device, warm_up)

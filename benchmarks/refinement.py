@@ -26,9 +26,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.record import arguments, record
 from benchmarks.timing import cuda_peak_gib, timed
 from spatialavatar.avatar import Avatar, AvatarRenderer
+from spatialavatar.avatar.avatar import StaticAppearance
 from spatialavatar.clip import TrackedClip, write_synthetic
 from spatialavatar.clip.synthetic import synthesize_capture
-from spatialavatar.head import HeadModel, HeadReference, builtin_head
+from spatialavatar.head import HeadModel, HeadReference, UVLayout, builtin_head
 from spatialavatar.losses.aspect import aspect_loss
 from spatialavatar.losses.photometric import photometric_loss, photometric_loss_torch
 from spatialavatar.refine import RefineConfig, Refinement, Subject, template_start
@@ -166,12 +167,19 @@ def no_grad(call: Callable[[], object]) -> None:
         call()
 
 
-def finished(run: Refinement, head: HeadModel, layout: Any, texels: int, clip: TrackedClip) -> Avatar:
-    reference = HeadReference.of(head)
+def finished(run: Refinement, head: HeadModel, layout: UVLayout, texels: int, clip: TrackedClip) -> Avatar:
     return Avatar(
-        "static", clip.identity, reference, texels, layout.fingerprint, run.gaussians()[0], clip.params.shape[:1], None,
-        clip.params[0], {}, "",
-    )  # fmt: skip
+        identity=clip.identity,
+        head=HeadReference.of(head),
+        uv_resolution=texels,
+        layout_fingerprint=layout.fingerprint,
+        appearance=StaticAppearance(run.gaussians()[0]),
+        shape=clip.params.shape[:1],
+        static_offset=None,
+        reference_params=clip.params[0],
+        provenance={},
+        licence_note="",
+    )
 
 
 if __name__ == "__main__":

@@ -234,7 +234,7 @@ def main() -> None:
         num_cpus=2,
         object_store_memory=options.store_mb * 2**20,
         log_to_driver=False,
-        logging_level="error",
+        logging_level=logging.ERROR,
     )
     for matte, clips in (("burnt_black", CLIPS_PER_SHARD), ("alpha", options.clips)):
         folder = options.work / f"{matte}-{options.size}"
