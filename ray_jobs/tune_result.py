@@ -1,11 +1,4 @@
-"""The folder of a sweep.
-
-OUT/sweep.yaml                       the sweep, and the whole configuration of each trial
-OUT/trials/NAME/                     a training run, and evaluation.json: its generator on held-out people
-OUT/ended/NAME.json                  of a trial that has no evaluation: where it was stopped, or why it failed
-OUT/tune/                            Ray Tune's own state
-OUT/table.md, table.csv, sweep.png   what came of it
-"""
+"""What is kept of a sweep in its folder (spatialavatar/evaluation/sweep_folder.py), and the tables made of it."""
 
 import hashlib
 import json
@@ -18,13 +11,11 @@ from ray_jobs.tune_board import Ended
 from ray_jobs.tune_config import TrialPlan, TuneConfig, short_names, varied_keys
 from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError, StoreError
+from spatialavatar.evaluation.sweep_folder import CSV, ENDED, EVALUATION, MARKDOWN, PLOT, SWEEP, TRIALS, TUNE
 from spatialavatar.evaluation.table import METRICS, VARIANT, Column, csv_table, table
 from spatialavatar.training.checkpoint import HARMLESS
 from spatialavatar.training.loop import LOG
 
-SWEEP, TRIALS, ENDED, TUNE = "sweep.yaml", "trials", "ended", "tune"
-EVALUATION = "evaluation.json"  # of a trial
-MARKDOWN, CSV, PLOT = "table.md", "table.csv", "sweep.png"
 PARTS = (TRIALS, ENDED, TUNE, MARKDOWN, CSV, PLOT, SWEEP)
 COMPARED = ("search", "asha", "evaluate")  # what else makes a sweep, beside its trials
 

@@ -11,6 +11,7 @@ from those above it alone. ``ray_jobs`` stands below all, and nothing here knows
     refine
     evaluation
     fleet
+    report
     cli
 """
 

@@ -25,6 +25,7 @@ from spatialavatar.cli import (
     model,
     reconstruct,
     refine,
+    report,
     shards,
     train,
 )
@@ -59,6 +60,7 @@ app.add_typer(model.app, name="model")
 app.add_typer(clip.app, name="clip")
 app.add_typer(shards.app, name="shards")
 app.add_typer(fleet.app, name="fleet")
+app.command("report")(report.report)
 app.command("doctor")(doctor.doctor)
 
 # errors of the operating system that the user can put right

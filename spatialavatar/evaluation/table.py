@@ -39,7 +39,7 @@ def table(
     lines = [
         [column.title for column in columns],
         ["---" if column.decimals is None else "---:" for column in columns],
-        *([_shown(column, row).replace("|", "\\|") for column in columns] for row in rows),
+        *([cell(column, row).replace("|", "\\|") for column in columns] for row in rows),
     ]
     text = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
     notes: dict[str, list[str]] = {}
@@ -54,11 +54,12 @@ def csv_table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> s
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([column.key for column in columns])
-    writer.writerows([_shown(column, row) for column in columns] for row in rows)
+    writer.writerows([cell(column, row) for column in columns] for row in rows)
     return out.getvalue()
 
 
-def _shown(column: Column, row: Mapping[str, Any]) -> str:
+def cell(column: Column, row: Mapping[str, Any]) -> str:
+    """The text of a row's value in a column; empty where it has none."""
     value = row.get(column.key)
     if value is None:
         return ""

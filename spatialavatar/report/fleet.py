@@ -1,0 +1,88 @@
+"""A fleet of refinements: how many, how fast, how good, who needs a look, and what was done about failures."""
+
+import io
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from spatialavatar import files
+from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.evaluation.table import Column
+from spatialavatar.fleet.status import FILE as STATUS
+from spatialavatar.fleet.status import read_status
+from spatialavatar.fleet.summary import SCHEMA, SHEET, TABLE, Row, means
+from spatialavatar.report.content import Facts, Figure, Problem, Section, Table
+
+LISTED = 200  # rows of the page's table; those that need a look come first
+COLUMNS = (
+    Column("id", "subject"),
+    Column("outcome", "outcome"),
+    Column("psnr", "PSNR", 2),
+    Column("worst_psnr", "worst frame", 2),
+    Column("ssim", "SSIM", 3),
+    Column("lpips", "LPIPS", 3),
+    Column("mse", "MSE", 5),
+    Column("max_aspect_ratio", "aspect ratio", 2),
+    Column("tracking_residual", "tracking", 4),
+    Column("seconds", "seconds", 1),
+    Column("attempts", "attempts"),
+)
+HANDLED = {
+    "failed": "given up after {attempts} attempts; --retry-failed tries it again, the others went on",
+    "refused": "its row of the list was passed over",
+    "left": "its store did not answer; the same command tries it again",
+    "missing": "not finished yet; the same command goes on",
+    "review": "refined and kept, marked for a person's look",
+}
+
+
+def fleet_section(location: str) -> Section:
+    """Raises SpatialAvatarError for a run without a summary yet."""
+    where = files.join(location, TABLE)
+    if not files.exists(where):
+        raise SpatialAvatarError(f"{location}: no {TABLE} yet; write it with: spatialavatar fleet report {location}")
+    rows = _rows(where)
+    status, source = read_status(location), files.join(location, STATUS)
+    finished = [row for row in rows if row["outcome"] in ("done", "review")]
+    mean = means(rows)
+    quality = f", mean PSNR {mean['psnr']:.2f} dB" if mean["psnr"] is not None else ""
+    section = Section("Fleet", location, f"{len(finished)} of {len(rows)} subjects refined{quality}")
+    facts = {
+        "state": f"{status.state}, updated {status.updated}",
+        "subjects": f"{status.total}: {status.done} done ({status.review} to review), {status.failed} failed or "
+        f"refused, {status.left} left",
+        "workers lost": f"{status.workers_lost}",
+    }
+    if status.subjects_per_hour is not None:
+        facts["throughput"] = f"{status.subjects_per_hour:.0f} subjects/h"
+    if status.optimising is not None:
+        facts["workers' time in iterations"] = f"{100 * status.optimising:.0f} %"
+    section.parts.append(Facts(facts, source))
+    if finished:
+        section.parts.append(Table("Means of the refined", COLUMNS[2:10], [mean], where))
+    more = [f"{len(rows) - LISTED} more are in {TABLE}"] if len(rows) > LISTED else []
+    section.parts.append(Table("Subjects", COLUMNS, rows[:LISTED], where, more, mark="outcome"))
+    sheet = files.join(location, SHEET)
+    if files.exists(sheet):
+        title = "The worst and the best: frame | avatar | error | avatar from the side"
+        section.parts.append(Figure(title, files.read_bytes(sheet), "jpeg", sheet))
+    if status.workers_lost:
+        what = f"{status.workers_lost} worker{'s' if status.workers_lost > 1 else ''} lost"
+        handling = "their subjects went to other workers, on from their checkpoints"
+        section.problems.append(Problem(what, "the process, or its machine, ended", handling, source))
+    for row in rows:
+        if row["outcome"] in HANDLED:
+            handling = HANDLED[row["outcome"]].format(attempts=row["attempts"])
+            section.problems.append(Problem(row["id"], row["reason"] or row["outcome"], handling, where))
+    return section
+
+
+def _rows(where: str) -> list[Row]:
+    try:
+        table: Any = pq.read_table(io.BytesIO(files.read_bytes(where)))
+        return list(table.select(SCHEMA.names).to_pylist())
+    except (pa.ArrowException, KeyError):
+        raise SpatialAvatarError(
+            f"{where}: not a fleet's table; write it anew with 'spatialavatar fleet report'"
+        ) from None
