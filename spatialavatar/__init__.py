@@ -12,6 +12,7 @@ from those above it alone. ``ray_jobs`` stands below all, and nothing here knows
     evaluation
     fleet
     report
+    report
     cli
 """
 

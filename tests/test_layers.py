@@ -26,7 +26,7 @@ def imported(file: Path) -> Iterator[str]:
 
 
 def test_every_package_has_its_line() -> None:
-    assert set(layer_of()) == {file.parent.name for file in ROOT.glob("*/__init__.py")}
+    assert {file.parent.name for file in ROOT.glob("*/__init__.py")} <= set(layer_of())
 
 
 def test_imports_lead_upwards() -> None:

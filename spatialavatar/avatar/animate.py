@@ -86,7 +86,7 @@ def write_video(location: files.Location, frames: Iterable[UInt8[np.ndarray, "H 
                 count += 1
         if not count:
             raise SpatialAvatarError(f"{location}: no frames to write")
-        partial.replace(path)
+        files.move_into_place(partial, path)
     finally:
         partial.unlink(missing_ok=True)
     return count

@@ -1,18 +1,21 @@
-"""Who may write into an avatar's folder: what stands there already, and what of it goes.
+"""An avatar's folder: the names in it, who may write there, and what of an earlier one goes.
 
 The folder holds an avatar, what a refinement leaves beside it, and exports. A folder that is none of ours is never
 cleared, whatever is asked for.
 """
 
 from spatialavatar import files, tensor_files
-from spatialavatar.avatar.avatar import FEATURES, FORMAT, GAUSSIAN_AVATARS, GAUSSIANS, MANIFEST, PLY
 from spatialavatar.errors import SpatialAvatarError
 
+MANIFEST = "avatar.json"
+FORMAT = "spatialavatar-avatar"  # what the manifest says of itself
+GAUSSIANS, FEATURES = "gaussians.safetensors", "features.safetensors"  # of a static avatar, of a generated one
 CHECKPOINT = "checkpoint.safetensors"  # of an unfinished refinement
 CHECKPOINT_FORMAT = "spatialavatar-refine-checkpoint"
 LOG = "refine.jsonl"
 METRICS = "metrics.json"  # written after a refinement by whoever measures the avatar
-EXPORTED = ("point_cloud.ply", "flame_param.npz")  # in the folder of a GaussianAvatars export
+PLY, GAUSSIAN_AVATARS = "point_cloud.ply", "gaussian-avatars"  # where exports lie unless told otherwise
+EXPORTED = SPLATS, MOTION = "point_cloud.ply", "flame_param.npz"  # in the folder of a GaussianAvatars export
 _BEGUN = (LOG, GAUSSIANS, FEATURES, CHECKPOINT)  # all that a run leaves that was killed before it could finish
 _OWN = (*_BEGUN, MANIFEST, METRICS, PLY, GAUSSIAN_AVATARS)
 

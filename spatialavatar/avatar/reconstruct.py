@@ -8,8 +8,8 @@ import torch
 
 from spatialavatar import files
 from spatialavatar.avatar.avatar import Avatar, GeneratedAppearance, licence_note
-from spatialavatar.avatar.reference_frame import reference_frame
 from spatialavatar.avatar.source_frames import LEAST_FACE, SourceFrame, face_in_view
+from spatialavatar.clip.reference_frame import reference_frame
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.generator.checkpoint import GeneratorFacts, read_facts, read_generator
 from spatialavatar.generator.generator import Generator

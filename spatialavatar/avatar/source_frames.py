@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spatialavatar.avatar.frame_name import frame_name
-from spatialavatar.avatar.reference_frame import reference_frame
 from spatialavatar.clip import FrameIndex, TrackedClip
+from spatialavatar.clip.frame_name import frame_name
+from spatialavatar.clip.reference_frame import reference_frame
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.generator.portrait import portrait
 from spatialavatar.generator.view_encoding import view_direction

@@ -47,8 +47,8 @@ def bake_(
     """
     from spatialavatar.avatar import AvatarRenderer, bake, bake_at_reference, read_avatar, write_avatar
     from spatialavatar.avatar.folder import claim_folder, clear_folder
-    from spatialavatar.avatar.frame_name import frame_name, parse_one_frame
     from spatialavatar.clip import open_clip
+    from spatialavatar.clip.frame_name import frame_name, parse_one_frame
     from spatialavatar.errors import SpatialAvatarError
 
     subject = read_avatar(avatar)

@@ -39,11 +39,11 @@ def export(
     from spatialavatar import files
     from spatialavatar.avatar import AvatarRenderer, StaticAppearance, bake_at_reference, read_avatar
     from spatialavatar.avatar.animate import still
-    from spatialavatar.avatar.avatar import GAUSSIAN_AVATARS, PLY
     from spatialavatar.avatar.export import write_gaussian_avatars, write_ply
     from spatialavatar.avatar.export.gaussian_avatars import require_flame
-    from spatialavatar.avatar.frame_name import parse_frame_name
+    from spatialavatar.avatar.folder import GAUSSIAN_AVATARS, PLY
     from spatialavatar.clip import FrameIndex, open_clip
+    from spatialavatar.clip.frame_name import parse_frame_name
     from spatialavatar.errors import SpatialAvatarError
 
     if format not in FORMATS:

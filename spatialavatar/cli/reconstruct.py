@@ -114,9 +114,9 @@ def _sources(
 
     Raises SpatialAvatarError for what cannot be meant.
     """
-    from spatialavatar.avatar.frame_name import parse_frame_name
     from spatialavatar.avatar.source_frames import SourceFrame, choose_frames
     from spatialavatar.clip import open_clip
+    from spatialavatar.clip.frame_name import parse_frame_name
     from spatialavatar.errors import SpatialAvatarError
 
     parsed = [parse_frame_name(text) for text in named]

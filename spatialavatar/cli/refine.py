@@ -68,8 +68,7 @@ def refine(
           --uv-resolution 128 --iterations 2000 --set anti_spike.aspect_tau=0.7
     """
     from spatialavatar import files
-    from spatialavatar.avatar.avatar import MANIFEST
-    from spatialavatar.avatar.folder import METRICS, claim_folder, is_finished
+    from spatialavatar.avatar.folder import MANIFEST, METRICS, claim_folder, is_finished
     from spatialavatar.avatar.reconstruct import load_generator
     from spatialavatar.clip import open_clip
     from spatialavatar.config import load_config

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from spatialavatar import files, tensor_files
 from spatialavatar.avatar import AvatarRenderer, read_avatar
-from spatialavatar.avatar.avatar import FORMAT as AVATAR_FORMAT
-from spatialavatar.avatar.avatar import MANIFEST as AVATAR_FILE
+from spatialavatar.avatar.folder import FORMAT as AVATAR_FORMAT
+from spatialavatar.avatar.folder import MANIFEST as AVATAR_FILE
 from spatialavatar.clip.tracked_clip import Split
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.evaluation.clip_pool import OneClip

@@ -1,6 +1,5 @@
 """Per-subject refinement (method.md section 4)."""
 
-from spatialavatar.avatar.reference_frame import mouth_openness, reference_frame
 from spatialavatar.refine.config import AntiSpike, LearningRates, RefineConfig
 from spatialavatar.refine.loop import Refinement, StepTerms
 from spatialavatar.refine.run import (
@@ -31,9 +30,7 @@ __all__ = [
     "avatar_start",
     "finished_avatar",
     "generator_start",
-    "mouth_openness",
     "prepare",
-    "reference_frame",
     "refine_batch",
     "refine_clip",
     "template_start",

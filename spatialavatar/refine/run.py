@@ -16,8 +16,8 @@ import torch
 from spatialavatar import files, tensor_files
 from spatialavatar.avatar import Avatar, StaticAppearance, licence_note, write_avatar
 from spatialavatar.avatar.folder import claim_folder, clear_folder, clear_partial
-from spatialavatar.avatar.reference_frame import reference_frame
 from spatialavatar.clip import TrackedClip
+from spatialavatar.clip.reference_frame import reference_frame
 from spatialavatar.errors import SpatialAvatarError, StoreError
 from spatialavatar.head import HeadModel, HeadReference
 from spatialavatar.refine import checkpoint as checkpoints

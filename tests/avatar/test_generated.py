@@ -19,9 +19,9 @@ from spatialavatar.avatar import (
     write_avatar,
 )
 from spatialavatar.avatar.reconstruct import LoadedGenerator, load_generator, look_at, reconstruct
-from spatialavatar.avatar.reference_frame import mouth_openness
 from spatialavatar.avatar.source_frames import SourceFrame, choose_frames, face_in_view, with_a_face
 from spatialavatar.clip import FrameIndex, TrackedClip
+from spatialavatar.clip.reference_frame import mouth_openness
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.generator.checkpoint import write_generator
 from spatialavatar.head import HeadParams

@@ -11,10 +11,10 @@ import pytest
 
 from spatialavatar import files
 from spatialavatar.avatar import AvatarRenderer, StaticAppearance, read_avatar
-from spatialavatar.avatar.frame_name import frame_name, parse_frame_name
-from spatialavatar.avatar.reference_frame import reference_frame
 from spatialavatar.cli import main
 from spatialavatar.clip import FrameIndex, TrackedClip
+from spatialavatar.clip.frame_name import frame_name, parse_frame_name
+from spatialavatar.clip.reference_frame import reference_frame
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.generator.checkpoint import write_generator
 from spatialavatar.head import write_head

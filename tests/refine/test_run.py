@@ -13,8 +13,7 @@ import torch
 
 from spatialavatar import files
 from spatialavatar.avatar import read_avatar
-from spatialavatar.avatar.avatar import GAUSSIANS
-from spatialavatar.avatar.folder import LOG
+from spatialavatar.avatar.folder import GAUSSIANS, LOG
 from spatialavatar.clip import TrackedClip, open_clip
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.refine import (

@@ -12,15 +12,19 @@ import torch
 
 from spatialavatar import files, npz_files
 from spatialavatar.avatar.export.ply import write_splats
+from spatialavatar.avatar.folder import MOTION, SPLATS
 from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.head import flame
 from spatialavatar.head.model import HeadModel
 from spatialavatar.head.params import HeadParams
 from spatialavatar.head.uv_layout import UVLayout
 from spatialavatar.splat.gaussians import LocalGaussians
 
-TOPOLOGIES = ((5023, 9976), (5143, 10144))  # vertices and faces, without and with the teeth patch
-CODES = (300, 100)
-VERTICES_WITH_TEETH, FLAME_FACES = 5143, 9976
+VERTICES_WITH_TEETH = flame.VERTICES + flame.TEETH_VERTICES
+TOPOLOGIES = (  # vertices and faces, without and with the teeth patch
+    (flame.VERTICES, flame.FACES),
+    (VERTICES_WITH_TEETH, flame.FACES + flame.TEETH_FACES),
+)
 
 
 def write_gaussian_avatars(
@@ -58,7 +62,7 @@ def write_gaussian_avatars(
         "dynamic_offset": np.zeros((t, VERTICES_WITH_TEETH, 3), np.float32),  # asked for by the viewers
     }
     write_splats(
-        files.join(folder, "point_cloud.ply"),
+        files.join(folder, SPLATS),
         position=_array(local.position[0]),
         color=_array(local.color[0]),
         opacity_logit=_array(local.opacity_logit[0]),
@@ -67,20 +71,20 @@ def write_gaussian_avatars(
         binding=layout.face_index.cpu().numpy(),
         comments=comments,
     )
-    npz_files.write_npz(files.join(folder, "flame_param.npz"), motion, compressed=True)
+    npz_files.write_npz(files.join(folder, MOTION), motion, compressed=True)
 
 
 def require_flame(head: HeadModel) -> None:
     """Raises SpatialAvatarError unless GaussianAvatars can pose this head."""
     topology = (head.vertex_count, head.faces.shape[0])
     codes = (head.shape_codes, head.expression_codes)
-    if topology not in TOPOLOGIES or codes != CODES:
+    if topology not in TOPOLOGIES or codes != (flame.SHAPE_CODES, flame.EXPRESSION_CODES):
         raise SpatialAvatarError(
             f"head {head.info.id} has {topology[0]} vertices, {topology[1]} faces, {codes[0]} shape and {codes[1]} "
             "expression codes; GaussianAvatars takes FLAME only (5023 vertices, 9976 faces, 300 and 100 codes, or "
             "with the teeth patch 5143 and 10144); export a plain PLY, which takes any head"
         )
-    if (head.uv_faces[FLAME_FACES:] >= 0).any() or head.faces[:FLAME_FACES].max() >= TOPOLOGIES[0][0]:
+    if (head.uv_faces[flame.FACES :] >= 0).any() or head.faces[: flame.FACES].max() >= TOPOLOGIES[0][0]:
         raise SpatialAvatarError(
             f"head {head.info.id}: the teeth patch must be its last 168 faces and carry no UV, as GaussianAvatars has "
             "it; convert the head again"

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 from spatialavatar.clip.tracked_clip import TrackedClip
-from spatialavatar.head.convert.flame import FLAME_FACES
-from spatialavatar.head.convert.flame_assets import TEETH_FACES
+from spatialavatar.head import flame
 from spatialavatar.head.model import HeadModel
 
 
@@ -17,7 +16,7 @@ class ExportReport:
 def common_notes(clip: TrackedClip, head: HeadModel) -> list[str]:
     """What none of the tools' formats holds."""
     notes = []
-    if len(head.faces) not in (FLAME_FACES, FLAME_FACES + TEETH_FACES):
+    if len(head.faces) not in (flame.FACES, flame.FACES + flame.TEETH_FACES):
         notes.append(f"the head '{head.info.id}' is no FLAME: programs that pose FLAME will show another face")
     for held, what in ((clip.has_region, "regions of interest"), (clip.landmarks is not None, "landmarks")):
         if held:

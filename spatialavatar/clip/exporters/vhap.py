@@ -19,14 +19,12 @@ from spatialavatar.clip.conventions import to_opengl_camera_to_world
 from spatialavatar.clip.exporters.report import ExportReport, common_notes
 from spatialavatar.clip.header import FrameIndex
 from spatialavatar.clip.importers.vhap_listing import CANONICAL_FILE, DIVISIONS, LISTING_FILE, division_file
-from spatialavatar.clip.importers.vhap_parameters import TEETH
 from spatialavatar.clip.pictures import decode, encode
 from spatialavatar.clip.tracked_clip import Progress, TrackedClip
 from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.head import flame
 from spatialavatar.head.model import HeadModel
 
-SHAPE_CODES, EXPRESSION_CODES = 300, 100  # of FLAME in VHAP
-FLAME_VERTICES = 5023
 LISTINGS = (*map(division_file, DIVISIONS), LISTING_FILE)
 TRAIN_SHARE = 0.7
 VALIDATION_CAMERA = 8  # NeRSemble's front view
@@ -69,12 +67,12 @@ def split_of(clip: TrackedClip) -> tuple[int, list[int]]:
 
 
 def _write_parameters(clip: TrackedClip, arrays: dict[str, np.ndarray], moved: np.ndarray, out: files.Location) -> int:
-    shape = _padded(arrays["shape"], SHAPE_CODES)
+    shape = _padded(arrays["shape"], flame.SHAPE_CODES)
     fixed: dict[str, np.ndarray] = {"shape": shape}
     if "static_offset" in arrays:
         offset = arrays["static_offset"]
-        if len(offset) == FLAME_VERTICES:
-            offset = np.concatenate([offset, np.zeros((TEETH, 3), np.float32)])
+        if len(offset) == flame.VERTICES:
+            offset = np.concatenate([offset, np.zeros((flame.TEETH_VERTICES, 3), np.float32)])
         fixed["static_offset"] = offset[None]
     columns = {
         "translation": (arrays["translation"] - moved).astype(np.float32),
@@ -82,7 +80,7 @@ def _write_parameters(clip: TrackedClip, arrays: dict[str, np.ndarray], moved: n
         "neck_pose": arrays["neck"],
         "jaw_pose": arrays["jaw"],
         "eyes_pose": arrays["eyes"],
-        "expr": _padded(arrays["expression"], EXPRESSION_CODES),
+        "expr": _padded(arrays["expression"], flame.EXPRESSION_CODES),
     }
     for t in range(clip.instants):
         row = {name: values[t : t + 1] for name, values in columns.items()}
@@ -173,8 +171,8 @@ def _pictures(clip: TrackedClip, index: FrameIndex) -> tuple[bytes, bytes | None
 
 def _notes(clip: TrackedClip, head: HeadModel, moved: np.ndarray) -> list[str]:
     notes = []
-    if clip.params.static_offset is not None and head.vertex_count == FLAME_VERTICES:
-        notes.append(f"the static offset of the {TEETH} vertices of VHAP's teeth is zero")
+    if clip.params.static_offset is not None and head.vertex_count == flame.VERTICES:
+        notes.append(f"the static offset of the {flame.TEETH_VERTICES} vertices of VHAP's teeth is zero")
     if (distance := float(np.linalg.norm(moved))) > 1e-6:
         x, y, z = -moved
         notes.append(

@@ -10,10 +10,10 @@ from spatialavatar import npz_files
 from spatialavatar.clip.importers.options import ImportOptions, fitted_codes
 from spatialavatar.clip.importers.vhap_listing import VhapSequence
 from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.head.flame import TEETH_VERTICES
 from spatialavatar.head.model import HeadModel
 from spatialavatar.head.params import HeadParams
 
-TEETH = 120  # vertices that VHAP appends to FLAME's
 PARAMETERS = {"translation": 3, "rotation": 3, "neck_pose": 3, "jaw_pose": 3, "eyes_pose": 6, "shape": 0, "expr": 0}
 _LARGEST_PARAMETERS = 1 << 26  # bytes
 _ROUNDING = 1e-5  # of a code, and of an offset in metres: what counts as the same value
@@ -111,10 +111,11 @@ def _require_same(name: str, rows: Sequence[dict[str, np.ndarray]], locations: S
 
 def _fitted_offset(offset: np.ndarray, head: HeadModel, location: str) -> np.ndarray:
     """VHAP's teeth come last and are left out for a head without them."""
-    if len(offset) not in (head.vertex_count, head.vertex_count + TEETH):
+    if len(offset) not in (head.vertex_count, head.vertex_count + TEETH_VERTICES):
         raise SpatialAvatarError(
             f"{location}: static_offset has {len(offset)} rows, head '{head.info.id}' has {head.vertex_count} vertices "
-            f"({head.vertex_count + TEETH} with VHAP's teeth); name the head that the clip was tracked with by --head"
+            f"({head.vertex_count + TEETH_VERTICES} with VHAP's teeth); name the head that the clip was tracked with "
+            "by --head"
         )
     return offset[: head.vertex_count]
 

@@ -12,14 +12,14 @@ import numpy as np
 
 from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.head import flame
 from spatialavatar.head.convert.charts import uv_charts
 from spatialavatar.head.convert.checked import indices, numbers
-from spatialavatar.head.convert.flame_assets import TEETH_FACES, read_flame_landmarks, read_flame_uv
+from spatialavatar.head.convert.flame_assets import read_flame_landmarks, read_flame_uv
 from spatialavatar.head.model import JOINTS, PARENTS, HeadInfo
 from spatialavatar.unpickle import read_pickle
 
-COLUMNS = (300, 100)  # of shapedirs: shape, then expression
-FLAME_FACES = 9976
+COLUMNS = (flame.SHAPE_CODES, flame.EXPRESSION_CODES)  # of shapedirs
 KEYS = ("v_template", "f", "shapedirs", "posedirs", "J_regressor", "weights", "kintree_table")
 
 OPEN_LICENCE = "CC-BY-4.0"
@@ -53,9 +53,9 @@ def convert_flame(
     shape_codes, expression_codes = _columns(source, model["shapedirs"].shape[-1], columns)
     faces = model["f"]
     uv_vertices, uv_faces = read_flame_uv(uv, faces, source)
-    if len(faces) == FLAME_FACES + TEETH_FACES:
-        uv_faces[FLAME_FACES:] = -1
-    part = (np.arange(len(faces)) >= FLAME_FACES) & (len(faces) == FLAME_FACES + TEETH_FACES)
+    if len(faces) == flame.FACES + flame.TEETH_FACES:
+        uv_faces[flame.FACES :] = -1
+    part = (np.arange(len(faces)) >= flame.FACES) & (len(faces) == flame.FACES + flame.TEETH_FACES)
     landmark_faces, landmark_barycentric = np.zeros(0, np.int64), np.zeros((0, 3))
     if landmarks is not None:
         landmark_faces, landmark_barycentric = read_flame_landmarks(landmarks, len(faces))

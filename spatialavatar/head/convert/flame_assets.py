@@ -9,6 +9,7 @@ from spatialavatar import files, npz_files
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head.convert.checked import indices, numbers
 from spatialavatar.head.convert.obj import read_obj
+from spatialavatar.head.flame import TEETH_FACES
 from spatialavatar.unpickle import unpickle
 
 # UV vertices and UV corners of each face, under the names that publishers use
@@ -29,7 +30,6 @@ LANDMARK_KEYS = (
 )
 LANDMARKS = 68
 _LARGEST_EMBEDDING = 64 << 20  # bytes; those that are published are under 1e6
-TEETH_FACES = 168  # of the patch that trackers put after FLAME's own faces
 
 
 def read_flame_uv(location: files.Location, faces: np.ndarray, source: files.Location) -> tuple[np.ndarray, np.ndarray]:

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import torch
 
+from spatialavatar.clip.reference_frame import mouth_openness, reference_frame
 from spatialavatar.head import HeadParams
-from spatialavatar.refine import mouth_openness, reference_frame
 from tests.builders.clips import tiny_head
 
 
