@@ -42,6 +42,7 @@ out="$(cd "$out" && pwd)"
 steps="$out/steps.jsonl"
 
 # ---- what is started here is ended here -------------------------------------------------------------------------------
+# shellcheck disable=SC2207  # numbers
 ports=($(python - <<'PYTHON'
 import socket
 sockets = [socket.socket() for _ in range(6)]
@@ -90,7 +91,7 @@ run() {  # TITLE LOG COMMAND...
     echo "== $title"
     "$@" >"$out/$log" 2>&1 || code=$?
     note "$title" "${*//$out/OUT}" "$log" "$began" "$code"
-    grep -v '^ *$\|cli\.py:[0-9]' "$out/$log" | tail -n 2 | cut -c -150  # without what ray job submit says
+    grep -v '^ *$\|cli\.py:[0-9]\|sdk\.py:[0-9]' "$out/$log" | tail -n 2 | cut -c -150  # without what ray job submit says
     if [ "$code" != 0 ]; then
         echo "error: $title ended with $code; $out/$log says why" >&2
         exit 1
@@ -113,23 +114,7 @@ ray start --head --block --num-cpus=2 --num-gpus=0 --node-ip-address=127.0.0.1 -
     --ray-client-server-port="${ports[4]}" --metrics-export-port="${ports[5]}" --object-store-memory=400000000 \
     --temp-dir="$scratch" >"$out/logs/cluster.log" 2>&1 &
 started+=($!)
-run "A store and a cluster" start python -c '
-import os, time, urllib.request
-store, cluster = os.environ["AWS_ENDPOINT_URL"], os.environ["RAY_API_SERVER_ADDRESS"]
-until = time.monotonic() + 120
-def answered(request):
-    while True:
-        try:
-            return urllib.request.urlopen(request, timeout=5).close()
-        except OSError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.5)
-answered(urllib.request.Request(f"{store}/avatars", method="PUT"))
-answered(f"{cluster}/api/version")
-print("a bucket named avatars at", store)
-print("a cluster at", cluster)
-'
+run "Start a store and a cluster" start python examples/end_to_end/bucket.py avatars
 
 # ---- the mission ------------------------------------------------------------------------------------------------------
 bucket=s3://avatars
