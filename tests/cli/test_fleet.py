@@ -2,8 +2,6 @@
 
 import datetime
 import json
-import re
-import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,16 +11,13 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import typer
 
 from spatialavatar import files
 from spatialavatar.cli import fleet as commands
-from spatialavatar.cli import main
 from spatialavatar.fleet.config import FleetConfig
 from spatialavatar.fleet.records import RECORD_FORMAT, VERSION, Failure, Recipe, write_failure, write_record
 from spatialavatar.fleet.status import SILENT, Status, now, write_status
 from spatialavatar.fleet.subjects import FleetSubject
-from tests.cluster.invocations import ROOT, check, invocations
 
 RECIPE = Recipe("c" * 64, "d" * 64)
 LONG_AGO = "2026-01-02T03:04:05Z"
@@ -278,24 +273,3 @@ def test_damaged_settings_are_one_line(folder: Folder, run, content: str) -> Non
     for command in ("report", "list"):
         result = run("fleet", command, folder.out)
         assert result.code == 2 and "fleet.json" in result.err and result.err.count("\n") == 1
-
-
-def shown_commands() -> list[list[str]]:
-    text = re.sub(r"\\\n\s*", "", Path(ROOT, "docs", "fleet.md").read_text())
-    found = [re.search(r"^\s*spatialavatar fleet [^`|>#]*", line) for line in text.splitlines()]
-    return [shlex.split(match.group(0)) for match in found if match]
-
-
-def test_the_page_shows_commands_that_are_taken() -> None:
-    jobs = invocations(Path(ROOT, "docs", "fleet.md").read_text())
-    assert {words[2] for words in jobs} == {"ray_jobs.refine"}
-    for words in jobs:
-        if len(words) > 3:
-            check(words)
-    group = typer.main.get_command(main.app)
-    commands_shown = shown_commands()
-    assert {words[2] for words in commands_shown} == {"status", "report", "list"}
-    for words in commands_shown:
-        command = group.commands["fleet"].commands[words[2]]  # type: ignore[attr-defined]
-        with command.make_context(words[2], words[3:]):
-            pass

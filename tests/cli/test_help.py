@@ -3,24 +3,16 @@
 import importlib
 import json
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
-from ray_jobs.tune_config import TuneConfig
 from spatialavatar.cli import main
-from spatialavatar.config import Config, load_config
-from spatialavatar.fleet.config import FleetConfig
-from spatialavatar.refine.config import RefineConfig
-from spatialavatar.training.config import TrainConfig
-
-ROOT = Path(__file__).parents[2]
+from tests.docs.commands import ROOT, check, split
 
 
 def tree(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
@@ -39,14 +31,6 @@ def programs() -> dict[str, Any]:
 
 
 COMMANDS = programs()
-CONFIGURED: dict[str, type[Config]] = {
-    "spatialavatar train": TrainConfig,
-    "spatialavatar refine": RefineConfig,
-    "spatialavatar model summary": TrainConfig,
-    "python -m ray_jobs.train": TrainConfig,
-    "python -m ray_jobs.tune": TuneConfig,
-    "python -m ray_jobs.refine": FleetConfig,
-}
 
 
 @pytest.fixture(scope="module")
@@ -88,14 +72,6 @@ def test_help_teaches_without_loading_torch(said: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_examples_are_taken(command: str, said: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+def test_examples_are_taken(command: str, said: dict[str, str]) -> None:
     for line in examples(said[command]):
-        words = shlex.split(line.partition(" | ")[0].removeprefix("ray job submit --working-dir . -- "))
-        program = max((name for name in COMMANDS if words[: len(name.split())] == name.split()), key=len)
-        parser = COMMANDS[program]
-        with parser.make_context(program, words[len(program.split()) :]) as context:
-            given = dict(context.params)
-        config, overrides = given.get("config"), given.get("set_") or ()
-        if program in CONFIGURED and (config or overrides):
-            load_config(CONFIGURED[program], config, overrides)
+        check(split(line.partition(" | ")[0]))

@@ -2,7 +2,7 @@
 
 import re
 
-from tests.cluster.invocations import CLUSTER
+from tests.docs.commands import CLUSTER
 
 
 def instructions() -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cluster.invocations import CLUSTER
+from tests.docs.commands import CLUSTER
 
 pytest.importorskip("ray")
 pytest.importorskip("moto")

@@ -8,7 +8,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from tests.cluster.dockerfile import arguments, instructions
-from tests.cluster.invocations import CLUSTER, ROOT
+from tests.docs.commands import CLUSTER, ROOT
 
 COPIED = [
     word
@@ -38,7 +38,7 @@ def test_versions_are_ones_that_the_project_takes() -> None:
     wanted = [Requirement(r) for r in project["dependencies"] + project["optional-dependencies"]["ray"]]
     versions = {name.removesuffix("_VERSION").lower(): value for name, value in arguments().items()}
     found = [r.name for r in wanted if r.name in versions and r.specifier.contains(versions[r.name])]
-    assert sorted(found) == ["gsplat", "ray", "torch", "torchvision"]
+    assert sorted(found) == ["gsplat", "ray", "torch"]
 
 
 def test_toolkit_is_of_torchs_major_version() -> None:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.cluster.dockerfile import arguments, working_directory
-from tests.cluster.invocations import CLUSTER, ROOT, check
+from tests.docs.commands import CLUSTER, ROOT, check
 
 pytest.importorskip("ray")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.invocations import CLUSTER
+from tests.docs.commands import CLUSTER
 
 pytest.importorskip("ray")
 

@@ -19,7 +19,7 @@ from spatialavatar.training.config import ShardData
 from tests.builders.folders import folder_content
 from tests.builders.train_jobs import ROOT, ended, wait_for, write_config
 from tests.builders.training import tiny_clips, training_folder, training_in
-from tests.cluster.invocations import check, invocations
+from tests.docs.commands import check, invocations
 
 pytest.importorskip("ray", reason="ray is not installed")
 pytest.importorskip("deepspeed", reason="deepspeed is not installed")
