@@ -7,9 +7,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
-from spatialavatar.clip.synthetic.appearance import draw_person, paint, static_offset
+from spatialavatar.clip.synthetic.hair import static_offset
 from spatialavatar.clip.synthetic.mesh_renderer import Lights, Surface, render_mesh
 from spatialavatar.clip.synthetic.motion import draw_motion
+from spatialavatar.clip.synthetic.paint import paint
+from spatialavatar.clip.synthetic.person import draw_person
 from spatialavatar.clip.synthetic.studio import DISTANCE, FOCAL, camera_arc, draw_framing, draw_lights
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head.model import HeadModel

@@ -10,7 +10,8 @@ from functools import lru_cache
 import numpy as np
 
 from spatialavatar.head.builtin.anatomy import PARTS, face_parts, texel_importance
-from spatialavatar.head.builtin.bases import MOUTH_OPENING, expression_basis, expression_names, shape_basis
+from spatialavatar.head.builtin.bases import expression_basis, expression_names, shape_basis
+from spatialavatar.head.builtin.expressions import MOUTH_OPENING
 from spatialavatar.head.builtin.landmarks import landmarks
 from spatialavatar.head.builtin.skinning import joint_regressor, skinning_weights
 from spatialavatar.head.builtin.tessellation import NECK, HeadMesh, tessellate
