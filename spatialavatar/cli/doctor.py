@@ -52,14 +52,15 @@ def _version(package: str) -> str | None:
 
 
 def _python() -> Finding:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Finding("python", "ok", f"{platform.python_version()} on {platform.machine()}, {cores} cores")
+    from spatialavatar.processors import usable_cpus
+
+    return Finding("python", "ok", f"{platform.python_version()} on {platform.machine()}, {usable_cpus()} cores")
 
 
 def _torch() -> Finding:
     version = _version("torch")
     if version is None:
-        return Finding("torch", "missing", "not installed", "pip install torch torchvision")
+        return Finding("torch", "missing", "not installed", "pip install torch")
     import torch
 
     return Finding("torch", "ok", f"{version}, {torch.get_num_threads()} threads")

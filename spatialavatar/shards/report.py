@@ -1,7 +1,6 @@
 """What a data set of shards holds, whether it is sound, and what it looks like."""
 
 import contextlib
-import os
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
@@ -20,6 +19,7 @@ from spatialavatar.clip.tracked_clip import TrackedClip
 from spatialavatar.clip.validate import check_frame, check_geometry
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head.model import HeadModel
+from spatialavatar.processors import usable_cpus
 from spatialavatar.shards.entry import ShardRecord
 from spatialavatar.shards.file import check_file, shard_file
 from spatialavatar.shards.manifest import (
@@ -93,9 +93,8 @@ def verify(shards: ShardSet, head: HeadModel | None = None, progress: Progress |
     Frames whose tracking misses the face are faults where there are more than the ingest has let pass.
     """
     faults = list(_check_files(shards))
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     clips = _whole_clips(shards)
-    with ThreadPoolExecutor(workers) as pool, contextlib.closing(clips):
+    with ThreadPoolExecutor(usable_cpus()) as pool, contextlib.closing(clips):
         for i in range(len(shards)):
             clip = next(clips)
             of_clip = [clip] if isinstance(clip, ShardFault) else list(_check_clip(shards, i, clip, head, pool))
