@@ -1,4 +1,5 @@
-"""A store and a cluster for the tests that need one: each starts at its first use and serves the whole run."""
+"""A store and a cluster for the tests that need one, each of which starts at its first use and serves the whole run;
+and one thread for those whose pictures are small."""
 
 import importlib.util
 import logging
@@ -41,6 +42,20 @@ def faulty_store(s3: "FaultyStore") -> Iterator["FaultyStore"]:
 def s3_bucket(s3: "FaultyStore") -> str:
     """URL of an empty bucket of its own."""
     return s3.new_bucket()
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For pictures that are too small to be shared out among processors."""
+    import numba
+    import torch
+
+    before = torch.get_num_threads(), numba.get_num_threads()
+    torch.set_num_threads(1)
+    numba.set_num_threads(1)
+    yield
+    torch.set_num_threads(before[0])
+    numba.set_num_threads(before[1])
 
 
 @pytest.fixture(scope="session")

@@ -3,14 +3,13 @@
 import gc
 import json
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numba
 import pytest
 import torch
 
@@ -36,6 +35,7 @@ from spatialavatar.refine.checkpoint import FILE
 from tests.builders.clips import tiny_clip, tiny_head
 from tests.refine.test_loop import FAST, UV, clips, config
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 # the freeze ends, the clamp and the aspect loss begin at iterations of their own
 BOUNDARIES = ["anti_spike.scale_freeze_iterations=3", "anti_spike.clamp_from=5", "anti_spike.aspect_from=7"]
 SETTINGS = config("iterations=12", "checkpoint_every=5", "log_every=4", "anti_spike.aspect_tau=0", *BOUNDARIES, *FAST)
@@ -77,17 +77,6 @@ def assert_same(outcome: Refined | Exception, expected: Refined) -> None:
     assert (outcome.iterations, outcome.max_aspect_ratio) == (expected.iterations, expected.max_aspect_ratio)
     assert outcome.latest == expected.latest
     assert log_without_time(outcome.log) == log_without_time(expected.log)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The pictures are too small to be shared out among processors."""
-    before = torch.get_num_threads(), numba.get_num_threads()
-    torch.set_num_threads(1)
-    numba.set_num_threads(1)
-    yield
-    torch.set_num_threads(before[0])
-    numba.set_num_threads(before[1])
 
 
 @pytest.fixture(scope="module")
