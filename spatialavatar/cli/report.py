@@ -26,9 +26,10 @@ def report(
     handled, each with the file that it was read from. The page is one HTML file that opens in any browser.
 
     \b
-    spatialavatar report runs/phase1 --out phase1.html
-    spatialavatar report shards/ runs/phase1 runs/phase2 runs/tune/base_lr fleet/ --title "Spring" --out spring.html
-    spatialavatar report s3://lab/fleet --out fleet.html
+    Examples:
+      spatialavatar report runs/phase1 --out phase1.html
+      spatialavatar report shards/ runs/phase1 runs/phase2 runs/sweep fleet/ --title Spring --out spring.html
+      spatialavatar report s3://lab/fleet --out fleet.html
     """
     from spatialavatar import files
     from spatialavatar.report import read_section, read_steps, write_page
