@@ -11,3 +11,15 @@ class SpatialAvatarError(Exception):
 
 class StoreError(SpatialAvatarError):
     """A store did not answer, or refused access: nothing is known to be wrong with what it holds."""
+
+
+def without_traceback(error: Exception) -> Exception:
+    """The same error, which no longer holds the frames that it passed through, and all that they hold."""
+    linked: list[BaseException | None] = [error]
+    seen = set()
+    while linked:
+        if (e := linked.pop()) is not None and id(e) not in seen:
+            seen.add(id(e))
+            e.__traceback__ = None
+            linked += [e.__cause__, e.__context__]
+    return error

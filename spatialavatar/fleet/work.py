@@ -54,7 +54,6 @@ from spatialavatar.refine import (
     refine_batch,
     template_start,
 )
-from spatialavatar.refine.run import without_traceback
 
 T = TypeVar("T")
 READERS = 16  # frames of a clip that are asked for at once

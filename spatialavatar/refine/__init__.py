@@ -1,17 +1,9 @@
 """Per-subject refinement (method.md section 4)."""
 
+from spatialavatar.refine.batch import Prepared, Progress, Refined, StopRefinement, prepare, refine_batch
 from spatialavatar.refine.config import AntiSpike, LearningRates, RefineConfig
 from spatialavatar.refine.loop import Refinement, StepTerms
-from spatialavatar.refine.run import (
-    Prepared,
-    Progress,
-    Refined,
-    StopRefinement,
-    finished_avatar,
-    prepare,
-    refine_batch,
-    refine_clip,
-)
+from spatialavatar.refine.run import finished_avatar, refine_clip
 from spatialavatar.refine.start import Start, avatar_start, generator_start, template_start
 from spatialavatar.refine.subject import Subject
 

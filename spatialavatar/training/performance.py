@@ -1,13 +1,13 @@
 """How fast a training runs, and what it waits for: the numbers beside the losses in its log."""
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 
 import torch
+
+from spatialavatar.peak_memory import peak_memory
 
 GIBIBYTE = 2**30
 
@@ -42,7 +42,7 @@ class Meter:
         found = {
             "step_seconds": self._seconds / count,
             "data_seconds": self._waited / count,
-            "memory_gib": self._memory() / GIBIBYTE,
+            "memory_gib": peak_memory(self._device) / GIBIBYTE,
         }
         if self._device.type == "cuda":
             found["gpu_utilization"] = math.nan
@@ -50,10 +50,3 @@ class Meter:
                 found["gpu_utilization"] = float(torch.cuda.utilization(self._device))
         self._steps, self._seconds, self._waited = 0, 0.0, 0.0
         return found
-
-    def _memory(self) -> float:
-        """Bytes."""
-        if self._device.type == "cuda":
-            return float(torch.cuda.max_memory_allocated(self._device))
-        unit = 1 if sys.platform == "darwin" else 1024
-        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)

@@ -29,8 +29,8 @@ from spatialavatar.refine import (
     refine_batch,
     template_start,
 )
+from spatialavatar.refine import batch as batches
 from spatialavatar.refine import checkpoint as checkpoints
-from spatialavatar.refine import run as refine_run
 from spatialavatar.refine.checkpoint import FILE
 from tests.builders.clips import tiny_clip, tiny_head
 from tests.refine.test_loop import FAST, UV, clips, config
@@ -99,7 +99,7 @@ def alone(people: list[TrackedClip], tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture
 def no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoints that hold no measured seconds."""
-    monkeypatch.setattr(refine_run, "time", SimpleNamespace(perf_counter=lambda: 0.0))
+    monkeypatch.setattr(batches, "time", SimpleNamespace(perf_counter=lambda: 0.0))
 
 
 def test_everybody_ends_as_alone(people: list[TrackedClip], alone: list[Refined], tmp_path: Path) -> None:
@@ -450,7 +450,7 @@ def test_time_is_shared_among_those_that_are_there(
         ticks[0] += 1.0
         return ticks[0]
 
-    monkeypatch.setattr(refine_run, "time", SimpleNamespace(perf_counter=tick))
+    monkeypatch.setattr(batches, "time", SimpleNamespace(perf_counter=tick))
     outcomes = refine([ready(clip, tmp_path / clip.identity) for clip in people[:2]])
     seconds = [outcome.seconds for outcome in outcomes if isinstance(outcome, Refined)]
     assert seconds == [12.0, 12.0]  # of twelve iterations
