@@ -22,6 +22,7 @@ from spatialavatar.avatar.folder import LOG, METRICS
 from spatialavatar.avatar.reconstruct import LoadedGenerator
 from spatialavatar.clip import FrameIndex, TrackedClip
 from spatialavatar.clip.pictures import EncodedFrame, encode
+from spatialavatar.errors import without_traceback
 from spatialavatar.evaluation.contact_sheet import thumbnail
 from spatialavatar.evaluation.self_reenactment import compare, evaluate, measured_frames
 from spatialavatar.fleet.config import FleetConfig
