@@ -211,7 +211,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_damaged_is_one_clear_error(name):
-    with pytest.raises(SpatialAvatarError, match=r"^f\.pkl: not a readable pickle .*damaged or truncated"):
+    with pytest.raises(SpatialAvatarError, match=r"^f\.pkl: not a readable pickle \(.+\); it is damaged or truncated"):
         unpickle(BROKEN[name], "f.pkl")
 
 

@@ -38,7 +38,7 @@ def data_section(location: str) -> Section:
         sheet = encode(sample_sheet(shards, count=CLIPS_SHOWN), "jpg")
         section.parts.append(Figure(f"{min(CLIPS_SHOWN, len(shards))} clips, drawn", sheet, "jpeg", location))
     for item in shards.rejected[:LISTED]:
-        handling = f"set aside after {item.attempts} tries; --retry-rejected tries it again, the others went on"
+        handling = f"set aside at try {item.attempts}; --retry-rejected tries it again, the others went on"
         section.problems.append(Problem(item.key, item.reason, handling, files.join(location, REJECTED_FILE)))
     return section
 

@@ -16,7 +16,7 @@ from spatialavatar.report.fleet import fleet_section
 from spatialavatar.report.sweep import sweep_section
 from spatialavatar.report.training import training_section
 from spatialavatar.shards.manifest import MANIFEST_FILE
-from spatialavatar.training.loop import LOG
+from spatialavatar.training.folder import LOG
 
 KINDS: dict[str, tuple[str, Callable[[str], Section]]] = {
     MANIFEST_FILE: ("a data set of shards", data_section),

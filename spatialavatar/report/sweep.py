@@ -9,7 +9,7 @@ from spatialavatar.evaluation.table import METRICS, Column
 from spatialavatar.report.content import Figure, Problem, Section, Table
 from spatialavatar.report.curves import Curve, draw
 from spatialavatar.report.training import read_log, read_yaml, series
-from spatialavatar.training.loop import LOG
+from spatialavatar.training.folder import LOG
 
 
 def sweep_section(location: str) -> Section:

@@ -10,8 +10,7 @@ from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.report.content import Facts, Figure, Section
 from spatialavatar.report.curves import Curve, draw
-from spatialavatar.training.loop import LOG, SHEETS
-from spatialavatar.training.run import CONFIG
+from spatialavatar.training.folder import CONFIG, LOG, SHEETS
 
 TERMS = "its terms, before their weights"
 NO_TERMS = {

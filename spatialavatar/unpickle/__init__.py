@@ -44,5 +44,5 @@ def unpickle(data: bytes, location: files.Location) -> Any:
         ) from None
     except Exception as e:  # hostile or damaged bytes can fail in any way
         raise SpatialAvatarError(
-            f"{location}: not a readable pickle ({shorten(e)}); it is damaged or truncated, get the file again"
+            f"{location}: not a readable pickle ({shorten(e) or type(e).__name__}); it is damaged or truncated, get the file again"
         ) from None
