@@ -1,6 +1,8 @@
 """The pages' commands run as they stand, in order, in a folder that has what they name, at sizes that take seconds."""
 
+import importlib
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from ray_jobs.command import run
 from spatialavatar.cli import main
 from spatialavatar.head import write_head
 from spatialavatar.head.builtin import generate_head
@@ -19,7 +22,7 @@ from tests.builders.clips import tiny_clip
 from tests.builders.flame_like import flame_like, write_flame_pickle, write_template_obj
 from tests.builders.generators import tiny_generator_config
 from tests.builders.trackers.gagavatar_track import track_folder
-from tests.docs.commands import Command, commands_of
+from tests.docs.commands import ROOT, Command, commands_of
 
 WALKED = ("docs/own_video.md", "docs/data.md", "docs/training.md")
 SIZES = {"--iterations": "2", "--resolution": "40", "--uv-resolution": "16", "--frames": "6", "--test-last": "2"}
@@ -101,19 +104,32 @@ def sized(command: Command) -> list[str]:
     return words
 
 
-def walk(page: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    """Run the page's commands in this process; each must end with 0."""
+def walk(
+    page: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], jobs: Sequence[str] = ()
+) -> list[str]:
+    """Run the page's commands in this process; each must end with 0. Their names.
+
+    Of what runs on Ray only ``jobs``, and nothing that names a store or is submitted.
+    """
     monkeypatch.setattr("spatialavatar.head.builtin.generate_head", generate_once)
+    ran = []
     for command in commands_of(page):
-        if command.words[0] != "spatialavatar" or str(command).startswith(ELSEWHERE):
+        ours = command.words[0] == "spatialavatar" or (command.words[0] == "python" and command.name in jobs)
+        if not ours or str(command).startswith(ELSEWHERE) or "s3://" in str(command):
             continue
         monkeypatch.setattr(sys, "argv", sized(command))
         try:
-            main.run()
+            if command.name in jobs:
+                monkeypatch.setattr(sys, "argv", [command.name, *sys.argv[3:]])
+                run(importlib.import_module(command.name).app, command.name)
+            else:
+                main.run()
             code: object = 0
         except SystemExit as e:
             code = e.code
         assert code in (0, None), f"{command}\n{capfd.readouterr().err}"
+        ran.append(command.name)
+    return ran
 
 
 def test_own_video(reader: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
@@ -131,3 +147,33 @@ def test_data(data: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
 def test_training(data: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     walk("docs/training.md", monkeypatch, capfd)
     assert {path.name for path in (data / "runs").iterdir()} >= {"phase1", "paper", "on-clips", "on-shards"}
+
+
+@pytest.mark.slow
+def test_data_with_its_ingest(
+    reader: Path, ray_cluster: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_head(
+        reader / "flame2020.head.safetensors",
+        *convert_head(reader / "generic_model.pkl", uv=reader / "head_template.obj"),
+    )
+    assert "ray_jobs.ingest" in walk("docs/data.md", monkeypatch, capfd, ["ray_jobs.ingest"])
+
+
+@pytest.mark.slow
+def test_fleet(
+    reader: Path, ray_cluster: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fleet = yaml.safe_load((ROOT / "configs/dev/fleet.yaml").read_text())
+    fleet["refine"] |= {"iterations": 30, "resolution": 48, "uv_resolution": 16}
+    (reader / "configs/dev/fleet.yaml").write_text(yaml.safe_dump(fleet))
+    ran = walk("docs/fleet.md", monkeypatch, capfd, ["ray_jobs.refine"])
+    assert {"ray_jobs.refine", "spatialavatar fleet list", "spatialavatar fleet report"} <= set(ran)
+    assert (reader / "fleet/sheet.jpg").stat().st_size
+
+
+@pytest.mark.slow
+def test_training_on_ray(
+    reader: Path, ray_cluster: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert walk("docs/cluster.md", monkeypatch, capfd, ["ray_jobs.train"]) == ["ray_jobs.train"] * 2
