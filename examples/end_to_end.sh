@@ -159,7 +159,7 @@ note "$(cat "$out/logs/kill.log")" "" "logs/kill.log" "$(date +%s.%N -r "$out/lo
 job "Evaluate the generator on held-out people" evaluate-generator ray_jobs.evaluate --checkpoint $bucket/runs/phase2 \
     --data $bucket/shards/monocular --part held_out --held-out-share 0.25 --targets 4 --out $bucket/evaluation/generator
 job "Evaluate the refined avatars" evaluate-avatars ray_jobs.evaluate --avatars $bucket/fleet/avatars \
-    --data $bucket/shards/monocular --out $bucket/evaluation/avatars
+    --data $bucket/shards --out $bucket/evaluation/avatars
 
 # ---- what is left for people to look at -------------------------------------------------------------------------------
 run "Copy the results out of the store" copy python -c '

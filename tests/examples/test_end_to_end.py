@@ -66,7 +66,7 @@ def test_smallest(tmp_path: Path) -> None:
     assert status.workers_lost == 1
     poison = next(problem for problem in fleet.problems if problem.what == "poison")
     assert "images/000001.jpg" in poison.reason and "given up after 2 attempts" in poison.handling
-    for kind, subjects in (("generator", 1), ("avatars", 4)):
+    for kind, subjects in (("generator", 2), ("avatars", 7)):
         evaluated = read_section(str(results / "evaluation" / kind))
         assert evaluated.headline.startswith(f"{subjects} subjects, PSNR") and not evaluated.problems
     assert (out / "report.html").stat().st_size > 100_000
