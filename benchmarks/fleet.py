@@ -114,7 +114,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     Pool(fleet, StubWork, (config.output, options.seconds), observe).go()
     busy = time.process_time() - busy
     ended = time.perf_counter()
-    told = fleet.finish("finished", swept=True)
+    told = fleet.finish("finished", alone=True)
     finished = time.perf_counter()
     ray.shutdown()
     todo = told.status.total - before
@@ -152,7 +152,7 @@ def simulated(options: argparse.Namespace) -> dict[str, Any]:
         fleet.tick()
         out = fleet.ledger.take(SIMULATED_WORKERS)
     settled = time.perf_counter()
-    told = fleet.finish("finished", swept=False)
+    told = fleet.finish("finished", alone=False)
     return {
         "subjects": told.status.done,
         "workers": SIMULATED_WORKERS,

@@ -17,7 +17,11 @@ class Interrupted(Exception):
 
 
 def run(app: typer.Typer, name: str) -> None:
-    """Exit codes as of the ``spatialavatar`` command: 0 done, 2 the user's input, 1 our fault, 130 interrupted."""
+    """Exit codes as of the ``spatialavatar`` command: 0 done, 2 the user's input, 1 our fault, 130 interrupted.
+
+    SIGTERM, which a job that is stopped gets, interrupts as Ctrl-C does.
+    """
+    on_term = signal.signal(signal.SIGTERM, _interrupt)
     try:
         app(prog_name=f"python -m {name}")
     except SpatialAvatarError as e:
@@ -35,15 +39,12 @@ def run(app: typer.Typer, name: str) -> None:
         if os.environ.get("SPATIALAVATAR_DEBUG"):
             raise
         fail(f"internal error: {type(e).__name__}: {e}; set SPATIALAVATAR_DEBUG=1 for the traceback and report it", 1)
+    finally:
+        signal.signal(signal.SIGTERM, on_term)
 
 
-def stop_on_term() -> None:
-    """SIGTERM, which a job that is stopped gets, ends the program as Ctrl-C does."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def output_folder(given: str | None, default: str, option: str = "--out") -> str:

@@ -2,9 +2,11 @@
 
 import logging
 import os
+import signal
 import socket
 
 from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.processors import usable_cpus
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
 SECONDS_TO_ANSWER = 10.0  # of a cluster's head; Ray itself would wait for minutes
@@ -13,8 +15,8 @@ SECONDS_TO_ANSWER = 10.0  # of a cluster's head; Ray itself would wait for minut
 def connect(address: str | None = None, cpus: int | None = None) -> None:
     """Join the cluster at ``address`` or RAY_ADDRESS (a submitted job's own); else start one here with ``cpus``.
 
-    Nothing happens when this process is connected already. Raises SpatialAvatarError when Ray is not installed or no
-    cluster answers.
+    For the main thread, whose handler of SIGTERM stays. Nothing happens when this process is connected already. Raises
+    SpatialAvatarError when Ray is not installed or no cluster answers.
     """
     # Ray says on stderr what it is about to change in later versions
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -29,6 +31,7 @@ def connect(address: str | None = None, cpus: int | None = None) -> None:
     if wanted != "local":
         _require_answer(wanted)
     logging.getLogger("ray").setLevel(logging.ERROR)
+    on_term = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=wanted,
@@ -42,8 +45,14 @@ def connect(address: str | None = None, cpus: int | None = None) -> None:
     except (ConnectionError, RuntimeError, ValueError) as e:
         reason = " ".join(str(e).split())[:300]
         raise SpatialAvatarError(f"{wanted}: no Ray cluster to join there ({reason})") from None
+    signal.signal(signal.SIGTERM, on_term)  # Ray has set a handler of its own
     # The jobs say in their own words who was lost; Ray would print a paragraph each time, and has no option against it
     ray._private.worker._worker_logs_enabled = False
+
+
+def local_cpus(workers: int) -> int:
+    """What a Ray of this machine alone should count: its CPUs, and at least two for each of a training's workers."""
+    return max(usable_cpus(), 2 * workers)
 
 
 def _require_answer(address: str) -> None:

@@ -5,18 +5,13 @@ cluster, a few to a task. Ray restarts no task: a crash is looked at here, so th
 costs a few repeats and not the whole run.
 """
 
-import os
-
-# before torch starts its thread pool, which fights over the cores otherwise
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
-from ray_jobs.command import output_folder, run, stop_on_term
+from ray_jobs.command import output_folder, run
 from ray_jobs.evaluate_worker import Opened, measure
 
 if TYPE_CHECKING:
@@ -88,22 +83,16 @@ def evaluate(
     to go on after an interruption, or when there are new clips: what is measured stays. A broken clip stops nothing;
     it is listed in evaluation.json with its reason. Paths are folders or URLs such as s3://bucket/folder.
 
-    A generator on the people that its training held out, on this machine:
-
     \b
-    python -m ray_jobs.evaluate --checkpoint runs/phase2 --data shards/ --part held_out --out results/phase2
-
-    On a cluster, each person by one and by four portraits, 16 frames shown of each:
-
-    \b
-    ray job submit --working-dir . -- python -m ray_jobs.evaluate --checkpoint s3://lab/runs/phase2 \\
-        --data s3://lab/shards --part held_out --head s3://lab/flame2023.head.safetensors \\
-        --k 1,4 --targets 16 --out s3://lab/results/phase2
-
-    Refined avatars on the test frames of their own clips, found by who is seen:
-
-    \b
-    python -m ray_jobs.evaluate --avatars avatars/ --data clips/ --out results/avatars
+    Examples:
+      # a generator on the people that its training held out, on this machine
+      python -m ray_jobs.evaluate --checkpoint runs/phase2 --data shards/ --part held_out --out results/phase2
+      # on a cluster, each person by one and by four portraits, 16 frames shown of each
+      ray job submit --working-dir . -- python -m ray_jobs.evaluate --checkpoint s3://lab/runs/phase2 \\
+          --data s3://lab/shards --part held_out --head s3://lab/flame2023.head.safetensors \\
+          --k 1,4 --targets 16 --out s3://lab/results/phase2
+      # refined avatars on the test frames of their own clips, found by who is seen
+      python -m ray_jobs.evaluate --avatars avatars/ --data clips/ --out results/avatars
     """
     from ray_jobs.connect import connect
     from spatialavatar import files
@@ -121,7 +110,7 @@ def evaluate(
         generator_subjects,
         lpips_hash,
     )
-    from spatialavatar.generator.checkpoint import find_generator, read_facts, read_weights
+    from spatialavatar.generator.checkpoint import PackedGenerator, find_generator, read_facts, read_weights
     from spatialavatar.losses.lpips_weights import load_alexnet_features
 
     if (checkpoint is None) == (avatars is None):
@@ -173,10 +162,11 @@ def evaluate(
     results = finished(results_in, subjects, settings)
     todo = [subject for subject in subjects if subject.key not in results]
     if todo:
-        tensors = {} if facts is None or where is None else read_weights(where, facts)
-        instruments = Instruments(settings, footage, model, str(where or ""), facts, tensors, features)
+        generator = None
+        if facts is not None and where is not None:
+            generator = PackedGenerator(where, facts, read_weights(where, facts))
+        instruments = Instruments(settings, footage, model, generator, features)
         connect(address, workers)
-        stop_on_term()
         failed = 0
         with progress("evaluating", len(subjects)) as update:
             update(len(results))

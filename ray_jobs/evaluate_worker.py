@@ -18,16 +18,11 @@ class Opened:
 
 def measure(group: "tuple[Subject, ...]", opened: Opened) -> "list[dict[str, Any] | str] | Exception":
     """In a worker. What the driver has to tell of comes back as a value."""
-    import cv2
-    import numba
-    import torch
-
     from spatialavatar.errors import SpatialAvatarError
     from spatialavatar.evaluation.footage import reason_of
+    from spatialavatar.processors import use_threads
 
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-    numba.set_num_threads(1)
+    use_threads(1)
     try:
         bench = _bench(opened)
     except SpatialAvatarError as e:

@@ -5,11 +5,6 @@ task that is never restarted by Ray: a crash is looked at here, so that one sour
 repeats and not the whole run.
 """
 
-import os
-
-# before torch starts its thread pool, which fights over the cores otherwise
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -17,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ray_jobs.command import output_folder, run, stop_on_term
+from ray_jobs.command import output_folder, run
 
 if TYPE_CHECKING:
     from spatialavatar.head.model import HeadModel
@@ -158,7 +153,6 @@ def ingest(
     count = Count(work)
     if work.groups:
         connect(address, workers)
-        stop_on_term()
         began = time.monotonic()
         with progress("ingesting", count.total) as update:
             for converted in on_ray(work, workers, minutes_per_clip):

@@ -4,17 +4,12 @@ The library refines (spatialavatar/fleet); this puts it on a Ray cluster (refine
 """
 
 import contextlib
-import os
-
-# before torch starts its thread pool, which fights over the cores otherwise
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ray_jobs.command import Interrupted, output_folder, run, stop_on_term
+from ray_jobs.command import Interrupted, output_folder, run
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +17,7 @@ if TYPE_CHECKING:
     from spatialavatar.fleet.config import FleetConfig
     from spatialavatar.fleet.status import State, Status
     from spatialavatar.fleet.subjects import Listing
-    from spatialavatar.fleet.work import Given, RefineWork
+    from spatialavatar.fleet.work import Instruments, RefineWork
     from spatialavatar.head.reference import FoundHead
 
 CLIPS_ASKED = 20  # for the head that they were tracked with, before none is found
@@ -84,27 +79,20 @@ def refine(
     marked for review. Run the same command again to go on after an interruption, or when there are new subjects.
     'spatialavatar fleet status OUTPUT' looks at it from anywhere.
 
-    On this machine, small and quick:
-
     \b
-    python -m ray_jobs.refine --config configs/dev/fleet.yaml --subjects clips/ --output fleet
-
-    On a cluster, from S3 to S3 (credentials by the usual AWS variables or roles):
-
-    \b
-    ray job submit --working-dir . -- python -m ray_jobs.refine --config configs/fleet.yaml \\
-        --subjects s3://lab/subjects.parquet --allow s3://lab/clips --output s3://lab/fleet \\
-        --head s3://lab/flame2023.head.safetensors --checkpoint s3://lab/runs/phase2
-
-    What was given up, and one subject alone:
-
-    \b
-    python -m ray_jobs.refine --subjects s3://lab/shards --output s3://lab/fleet --retry-failed
-    python -m ray_jobs.refine --subjects s3://lab/shards --output s3://lab/fleet --only anna --only ben
+    Examples:
+      # on this machine, small and quick
+      python -m ray_jobs.refine --config configs/dev/fleet.yaml --subjects clips/ --output fleet
+      # on a cluster, from S3 to S3 (credentials by the usual AWS variables or roles)
+      ray job submit --working-dir . -- python -m ray_jobs.refine --config configs/fleet.yaml \\
+          --subjects s3://lab/subjects.parquet --allow s3://lab/clips --output s3://lab/fleet \\
+          --head s3://lab/flame2023.head.safetensors --checkpoint s3://lab/runs/phase2
+      # what was given up, and one subject alone
+      python -m ray_jobs.refine --subjects s3://lab/shards --output s3://lab/fleet --retry-failed
+      python -m ray_jobs.refine --subjects s3://lab/shards --output s3://lab/fleet --only anna --only ben
     """
     from ray_jobs.connect import connect
     from ray_jobs.gauges import Gauges
-    from ray_jobs.resources import usable_cpus
     from spatialavatar import files
     from spatialavatar.cli.console import progress, say
     from spatialavatar.config import load_config
@@ -113,6 +101,7 @@ def refine(
     from spatialavatar.fleet.run import FleetRun, Selection, chosen
     from spatialavatar.fleet.status import line, public
     from spatialavatar.fleet.subjects import read_subjects
+    from spatialavatar.processors import usable_cpus
 
     named: dict[str, Any] = {
         "subjects": subjects,
@@ -157,7 +146,6 @@ def refine(
     if fleet.open:
         gauges = Gauges("fleet", "a fleet", "fleet", settings.output)
         try:
-            stop_on_term()
             from ray_jobs.refine_pool import Pool
 
             with progress("refining", fleet.total, estimate=False) as update:
@@ -171,9 +159,9 @@ def refine(
             state = "stopped"
         except Exception:
             with contextlib.suppress(SpatialAvatarError, OSError):  # the reason is the error that there is
-                fleet.finish("failed", swept=False)
+                fleet.finish("failed", alone=False)
             raise
-    told = fleet.finish(state, swept=state == "finished")
+    told = fleet.finish(state, alone=state == "finished")
     for note in told.notes:
         say(note)
     status = told.status
@@ -191,42 +179,42 @@ def refine(
         )
 
 
-def instruments(settings: "FleetConfig", listing: "Listing") -> "Given":
+def instruments(settings: "FleetConfig", listing: "Listing") -> "Instruments":
     """What every worker gets. Raises SpatialAvatarError: no head, a generator of another head."""
     from spatialavatar.evaluation.subjects import lpips_hash
     from spatialavatar.fleet.config import config_hash
     from spatialavatar.fleet.records import Recipe
-    from spatialavatar.fleet.work import Given
-    from spatialavatar.generator.checkpoint import find_generator, read_facts, read_weights
+    from spatialavatar.fleet.work import Instruments
+    from spatialavatar.generator.checkpoint import PackedGenerator, find_generator, read_facts, read_weights
     from spatialavatar.head import build_layout
     from spatialavatar.losses.lpips_weights import load_alexnet_features
 
-    facts, where, weights = None, "", {}
+    generator = None
     if settings.checkpoint is not None:
         where = find_generator(settings.checkpoint)
         facts = read_facts(where)
         if settings.encoder_weights is not None:
             facts = facts.with_encoder(settings.encoder_weights, where)
-        weights = read_weights(where, facts)
+        generator = PackedGenerator(where, facts, read_weights(where, facts))
         resolution = facts.config.uv_resolution
         settings = settings.model_copy(
             update={"refine": settings.refine.model_copy(update={"uv_resolution": resolution})}
         )
     found = _head(settings, listing)
-    if facts is not None:
-        facts.head.require(found.head, where)
+    if generator is not None:
+        generator.facts.head.require(found.head, generator.where)
     features = load_alexnet_features(settings.evaluation.lpips_weights)
     layout = build_layout(found.head, settings.refine.uv_resolution)
-    generator = None if facts is None else facts.hash
-    recipe = Recipe(config_hash(settings, generator, lpips_hash(features)), layout.fingerprint)
-    return Given(settings, recipe, found.head, found.file, where, facts, weights, features)
+    made_by = None if generator is None else generator.facts.hash
+    recipe = Recipe(config_hash(settings, made_by, lpips_hash(features)), layout.fingerprint)
+    return Instruments(settings, recipe, found.head, found.file, generator, features)
 
 
-def make_work(given: "Given", device: "torch.device", uploads: ThreadPoolExecutor) -> "RefineWork":
+def make_work(instruments: "Instruments", device: "torch.device", uploads: ThreadPoolExecutor) -> "RefineWork":
     """In a worker."""
     from spatialavatar.fleet.work import RefineWork
 
-    return RefineWork(given, device, uploads)
+    return RefineWork(instruments, device, uploads)
 
 
 def _head(settings: "FleetConfig", listing: "Listing") -> "FoundHead":

@@ -9,16 +9,14 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
+from ray_jobs.cluster import first_line, free_now, machines_that_answer, workers_on
 from ray_jobs.refine_worker import CALLS, Facts, MakeWork, Refiner
-from ray_jobs.resources import answers, free_now, workers_on
-from ray_jobs.train_status import first_line
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.fleet.batch_size import BatchSizes
 from spatialavatar.fleet.ledger import Case
@@ -62,7 +60,7 @@ class _Worker:
 
     @property
     def name(self) -> str:
-        return "" if self.facts is None else f"process {self.facts.process} on {self.facts.host}, {self.facts.device}"
+        return "" if self.facts is None else self.facts.name
 
     @property
     def machine(self) -> str:
@@ -83,11 +81,11 @@ class Pool:
         self,
         run: FleetRun,
         make_work: MakeWork,
-        given: Any,
+        instruments: Any,
         observe: Callable[[Status], None] = lambda status: None,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """``given`` goes to every worker, for ``make_work``. ``observe`` hears how it stands, ``tell`` warnings."""
+        """``instruments`` go to every worker, for ``make_work``. ``observe`` hears how it stands, ``tell`` warnings."""
         self._run, self._observe, self._tell = run, observe, tell
         wanted = run.config.workers
         gpus = wanted.gpus
@@ -106,7 +104,7 @@ class Pool:
             max_concurrency=CALLS,
             scheduling_strategy="SPREAD",
         )
-        self._arguments = make_work, ray.put(given), wanted.cpus, run.config.attempts.minutes
+        self._arguments = make_work, ray.put(instruments), wanted.cpus, run.config.attempts.minutes
         self._workers: list[_Worker] = []
         self._losses: list[_Loss] = []
         self._failed_starts = 0
@@ -321,7 +319,7 @@ class Pool:
         if not due:
             return
         self._losses = [loss for loss in self._losses if loss.due > now]
-        there = _machines_that_answer({loss.worker.machine for loss in due})
+        there = machines_that_answer({loss.worker.machine for loss in due})
         for loss in due:
             ids = [case.subject.id for cases in loss.worker.calls.values() for case in cases]
             if loss.worker.machine in there:
@@ -366,20 +364,3 @@ def _all_failed(cases: Sequence[Case], reason: str) -> BatchReport:
     """Of a call that raised: nobody knows by whom, unless there was one."""
     kind: Any = "error" if len(cases) == 1 else "shared"
     return BatchReport([Outcome(case.subject.id, kind, reason) for case in cases], 0, 0.0, None, 0.0)
-
-
-def _machines_that_answer(wanted: set[str]) -> set[str]:
-    """Those of the machines that are there, as far as this process can ask: Ray misses one only after a while."""
-    nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-
-    def there(id: str) -> bool:
-        return answers(nodes[id]["NodeManagerAddress"], nodes[id]["NodeManagerPort"])
-
-    asked = sorted(wanted & nodes.keys())
-    with ThreadPoolExecutor(16) as pool:
-        found = {id for id, answered in zip(asked, pool.map(there, asked)) if answered}
-        if found or not asked:
-            return found
-        # none: a driver outside of the cluster's network hears from nobody, and has to believe Ray
-        others = sorted(nodes.keys() - wanted)[:16]
-        return set() if any(pool.map(there, others)) or not others else set(asked)

@@ -1,7 +1,6 @@
 """What each process of a fleet is: an actor around the library's pipeline."""
 
 import math
-import os
 import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,10 +20,8 @@ CALLS = 8  # at a time: batches in the three lanes, and the short ones
 class Facts:
     """What a worker says of itself when it is ready."""
 
-    host: str
-    node: str  # Ray's name of it
-    process: int
-    device: str
+    name: str
+    node: str  # Ray's name of its machine
     kind: str  # workers of one kind are equally fast
     warning: str = ""
 
@@ -32,15 +29,17 @@ class Facts:
 class Refiner:
     """Ray never restarts it, and no call is repeated: the driver looks at what happened."""
 
-    def __init__(self, make_work: MakeWork, given: Any, cpus: float, minutes: float) -> None:
+    def __init__(self, make_work: MakeWork, instruments: Any, cpus: float, minutes: float) -> None:
         # nothing is opened here: what goes wrong comes back from ``open``, in words
-        self._make_work, self._given, self._threads, self._minutes = make_work, given, max(1, math.floor(cpus)), minutes
+        self._make_work, self._instruments, self._minutes = make_work, instruments, minutes
+        self._threads = max(1, math.floor(cpus))
 
     def open(self) -> "Facts | Exception":
         import ray
         import torch
 
         from spatialavatar.errors import SpatialAvatarError
+        from spatialavatar.fleet.device import worker_name
         from spatialavatar.fleet.pipeline import Pipeline
 
         promised, warning = bool(ray.get_gpu_ids()), ""
@@ -50,14 +49,12 @@ class Refiner:
         try:
             self._enter_lane()
             self._pipeline = Pipeline(
-                lambda uploads: self._make_work(self._given, device, uploads), self._enter_lane, self._minutes
+                lambda uploads: self._make_work(self._instruments, device, uploads), self._enter_lane, self._minutes
             )
         except SpatialAvatarError as e:
             return e
         kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-        return Facts(
-            socket.gethostname(), ray.get_runtime_context().get_node_id(), os.getpid(), str(device), kind, warning
-        )
+        return Facts(worker_name(device), ray.get_runtime_context().get_node_id(), kind, warning)
 
     def refine(self, jobs: "Sequence[Job]") -> "BatchReport":
         return self._pipeline.refine(jobs)
@@ -70,10 +67,6 @@ class Refiner:
         self._pipeline.stop()
 
     def _enter_lane(self) -> None:
-        import cv2
-        import numba
-        import torch
+        from spatialavatar.processors import use_threads
 
-        torch.set_num_threads(self._threads)
-        numba.set_num_threads(min(self._threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-        cv2.setNumThreads(0)
+        use_threads(self._threads)

@@ -1,19 +1,14 @@
 """``python -m ray_jobs.train``: the generator's training over the workers of a Ray cluster, or of this machine."""
 
-import os
 import time
-
-# before torch starts its thread pool, which fights over the cores otherwise
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ray_jobs.command import output_folder, run, stop_on_term
+from ray_jobs.command import output_folder, run
 
 if TYPE_CHECKING:
-    from ray_jobs.resources import Places
+    from ray_jobs.train_places import Places
     from ray_jobs.train_worker import Outcome
     from spatialavatar.training.config import TrainConfig
     from spatialavatar.training.progress import Progress
@@ -74,8 +69,8 @@ def train(
 
 
 def _train(settings: "TrainConfig", folder: str, force: bool, address: str | None) -> None:
-    from ray_jobs.connect import connect
-    from ray_jobs.resources import find_places, held_by_others, local_cpus
+    from ray_jobs.connect import connect, local_cpus
+    from ray_jobs.train_places import find_places, held_by_others
     from ray_jobs.training import absolute, check
     from spatialavatar import files
     from spatialavatar.cli.console import say
@@ -83,11 +78,9 @@ def _train(settings: "TrainConfig", folder: str, force: bool, address: str | Non
     from spatialavatar.errors import SpatialAvatarError
     from spatialavatar.training.run import CONFIG, PARTS
 
-    stop_on_term()
     settings = absolute(settings)
     check(settings, folder, force)
     connect(address, local_cpus(settings.distributed.workers))
-    stop_on_term()  # Ray has set a handler of its own
     places = find_places(settings, say)
     if force:
         for part in (*PARTS, CONFIG):
@@ -109,7 +102,7 @@ def _watched(settings: "TrainConfig", folder: str) -> "Outcome":
     import ray
     from ray.exceptions import RayError
 
-    from ray_jobs.resources import find_places
+    from ray_jobs.train_places import find_places
     from ray_jobs.train_status import status_board
     from ray_jobs.training import fit_in_thread
     from spatialavatar.cli.console import clean_stop, progress, say

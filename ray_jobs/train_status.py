@@ -10,10 +10,10 @@ from typing import Any
 
 import ray
 
+from ray_jobs.cluster import beside_driver
 from spatialavatar.training.progress import Progress, StopTraining
 
 SECONDS_BETWEEN_UPDATES = 0.5
-LINE = 300  # characters of an exception that a person can use
 
 
 @dataclass
@@ -26,8 +26,6 @@ class Status:
 
 
 class _Board:
-    """An actor that takes no CPU."""
-
     def __init__(self) -> None:
         self._status = Status()
         self._stop = False
@@ -51,11 +49,7 @@ class _Board:
 
 
 def status_board() -> Any:
-    """On the driver's own machine, so that it ends with the driver alone."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(_Board).options(num_cpus=0, scheduling_strategy=here, max_concurrency=4).remote()
+    return beside_driver(_Board, max_concurrency=4)
 
 
 class Reporter(logging.Handler):
@@ -90,9 +84,3 @@ class Reporter(logging.Handler):
         self._told = time.monotonic()
         messages, self._messages = self._messages, []
         self._answer = self._board.update.remote(progress, messages)
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception of Ray says, without the pages around it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:LINE]

@@ -8,9 +8,9 @@ import torch
 
 from ray_jobs.deepspeed_engine import DeepSpeedEngine, import_deepspeed
 from ray_jobs.gauges import Gauges
-from ray_jobs.resources import usable_cpus
 from ray_jobs.train_status import Reporter
 from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.processors import usable_cpus
 from spatialavatar.training.config import TrainConfig
 from spatialavatar.training.group import Distributed, unanimous
 from spatialavatar.training.progress import Progress, StopTraining

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_jobs.resources import Places, free_now
-from ray_jobs.train_status import first_line
+from ray_jobs.cluster import first_line, free_now
+from ray_jobs.train_places import Places
 from ray_jobs.train_worker import Outcome, work
 from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError

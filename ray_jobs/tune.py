@@ -1,10 +1,5 @@
 """``python -m ray_jobs.tune``: many trainings that differ in some values, and a table of what came of them."""
 
-import os
-
-# before torch starts its thread pool, which fights over the cores otherwise
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ray_jobs.command import output_folder, run, stop_on_term
+from ray_jobs.command import output_folder, run
 
 if TYPE_CHECKING:
     from ray_jobs.tune_board import Ended, SweepStatus
     from ray_jobs.tune_config import TrialPlan, TuneConfig
     from ray_jobs.tune_places import Room
-    from ray_jobs.tune_trial import Job
+    from ray_jobs.tune_trial import Trials
     from spatialavatar.cli.console import Update
 
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -88,20 +83,19 @@ def _located(plan: "TrialPlan") -> "TrialPlan":
 
 
 def _tune(sweep: "TuneConfig", plans: "Sequence[TrialPlan]", out: str, force: bool, address: str | None) -> None:
-    from ray_jobs.connect import connect
-    from ray_jobs.resources import local_cpus
+    from ray_jobs.connect import connect, local_cpus
     from ray_jobs.training import check_input, worker_environment
     from ray_jobs.tune_places import find_room
     from ray_jobs.tune_result import (
         MARKDOWN,
         begin,
+        claim_sweep,
         fingerprint,
         read_ended,
-        require_own,
         trial_folder,
         write_result,
     )
-    from ray_jobs.tune_trial import Job
+    from ray_jobs.tune_trial import Trials
     from spatialavatar import files
     from spatialavatar.cli.console import say
     from spatialavatar.errors import SpatialAvatarError
@@ -113,10 +107,11 @@ def _tune(sweep: "TuneConfig", plans: "Sequence[TrialPlan]", out: str, force: bo
     from spatialavatar.training.setup import training_head
 
     for plan in plans:
-        open_pool(plan.evaluated_on, training_head(plan.config), plan.config.phase)
+        if plan.evaluated_on != plan.config.held_out:  # which is looked at below
+            open_pool(plan.evaluated_on, training_head(plan.config), plan.config.phase)
         started = not force and bool(complete_checkpoints(trial_folder(out, plan.name)))
         check_input(plan.config, started)
-    require_own(out, sweep, plans, force)
+    claim_sweep(out, sweep, plans, force)
     features, estimators = load_alexnet_features(), offered_names()
     measures = {"estimators": estimators, "lpips": lpips_hash(features), "protocol": PROTOCOL}
     prints = {plan.name: fingerprint(plan, sweep) for plan in plans}
@@ -125,13 +120,12 @@ def _tune(sweep: "TuneConfig", plans: "Sequence[TrialPlan]", out: str, force: bo
     todo = [plan for plan in plans if plan.name not in ended or not ended[plan.name].final]
     if todo:
         connect(address, local_cpus(max(plan.config.distributed.workers for plan in todo)))
-        stop_on_term()
         room = find_room([plan.config for plan in todo], sweep.concurrent, say)
     begin(out, sweep, plans, force)
     if todo:
         say(_described(plans, todo, room, out))
         places = {plan.name: place for plan, place in zip(todo, room.places)}
-        job = Job(
+        trials = Trials(
             out,
             {plan.name: plan for plan in plans},
             places,
@@ -141,7 +135,7 @@ def _tune(sweep: "TuneConfig", plans: "Sequence[TrialPlan]", out: str, force: bo
             measures,
             features,
         )
-        ended |= _run(sweep, job, room.trials, ended)
+        ended |= _run(sweep, trials, room.trials, ended)
     rows = write_result(out, sweep, plans, ended)
     typer.echo(files.read_bytes(files.join(out, MARKDOWN)).decode())
     failures = [end.failed for end in ended.values() if end.failed is not None]
@@ -166,24 +160,24 @@ def _described(plans: "Sequence[TrialPlan]", todo: "Sequence[TrialPlan]", room: 
     )
 
 
-def _run(sweep: "TuneConfig", job: "Job", at_a_time: int, before: "Mapping[str, Ended]") -> "dict[str, Ended]":
+def _run(sweep: "TuneConfig", trials: "Trials", at_a_time: int, before: "Mapping[str, Ended]") -> "dict[str, Ended]":
     """How the trials without an end came to one, beside one line of progress."""
     from ray_jobs.tune_board import sweep_board
     from ray_jobs.tune_search import crashed, tuner
     from spatialavatar.cli.console import progress
 
     board = sweep_board()
-    with progress("variants", len(job.trials)) as update:
-        results = _watched(tuner(sweep, job, board, at_a_time), board, _Line(update, job, before))
+    with progress("variants", len(trials.plans)) as update:
+        results = _watched(tuner(sweep, trials, board, at_a_time), board, _Line(update, before))
     told = _look(board).ended
-    return told | crashed(results, job, told)
+    return told | crashed(results, trials, told)
 
 
 class _Line:
     """What stands beside the bar: who is at work, and the best so far."""
 
-    def __init__(self, update: "Update", job: "Job", before: "Mapping[str, Ended]") -> None:
-        self._update, self._job = update, job
+    def __init__(self, update: "Update", before: "Mapping[str, Ended]") -> None:
+        self._update = update
         self._before = {name: end for name, end in before.items() if end.final}
 
     def __call__(self, status: "SweepStatus") -> None:

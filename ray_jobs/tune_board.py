@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray
-
+from ray_jobs.cluster import beside_driver
 from spatialavatar.training.progress import Progress
 
 
@@ -38,8 +37,6 @@ class SweepStatus:
 
 
 class _SweepBoard:
-    """An actor that takes no CPU."""
-
     def __init__(self) -> None:
         self._status = SweepStatus()
 
@@ -72,8 +69,4 @@ class _SweepBoard:
 
 
 def sweep_board() -> Any:
-    """On the driver's own machine, so that it ends with the driver alone."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(_SweepBoard).options(num_cpus=0, scheduling_strategy=here).remote()
+    return beside_driver(_SweepBoard)

@@ -8,19 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ray_jobs.resources import (
-    HUNDREDTH,
-    ROUNDING,
-    SECONDS_BETWEEN_LOOKS,
-    Machines,
-    Places,
-    cpus_of_share,
-    find_places,
-    machines,
-    needs,
-    total,
-    workers_on,
-)
+from ray_jobs.cluster import ROUNDING, Machines, machines, total, workers_on
+from ray_jobs.train_places import HUNDREDTH, SECONDS_BETWEEN_LOOKS, Places, cpus_of_share, find_places, needs
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.training.config import TrainConfig
 
@@ -44,12 +33,7 @@ def find_room(
     """
     largest = max(configs, key=lambda config: config.distributed.workers)
     until = time.monotonic() + largest.distributed.wait_seconds
-    try:
-        gpu = find_places(largest, tell).gpu
-    except SpatialAvatarError as e:  # in the words of a sweep's options
-        raise SpatialAvatarError(
-            str(e).replace("--workers", "distributed.workers").replace("distributed.", "set.distributed.")
-        ) from None
+    gpu = find_places(largest, tell, workers="set.distributed.workers", above="set.").gpu
     least = min(wanted or 1, len(configs))
     nodes = _machines_for(least, configs, gpu, until, tell)
     most = _room(configs, gpu, nodes)

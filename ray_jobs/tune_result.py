@@ -20,7 +20,7 @@ PARTS = (TRIALS, ENDED, TUNE, MARKDOWN, CSV, PLOT, SWEEP)
 COMPARED = ("search", "asha", "evaluate")  # what else makes a sweep, beside its trials
 
 
-def require_own(out: str, sweep: TuneConfig, trials: Sequence[TrialPlan], force: bool) -> None:
+def claim_sweep(out: str, sweep: TuneConfig, trials: Sequence[TrialPlan], force: bool) -> None:
     """Raises SpatialAvatarError when ``out`` holds something else or, without ``force``, another sweep."""
     names = files.list_folder(out)
     taken = [name for name in PARTS if name in names]

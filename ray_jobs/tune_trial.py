@@ -9,7 +9,7 @@ import ray
 from ray.train import UserCallback
 from torch import Tensor
 
-from ray_jobs.resources import Places
+from ray_jobs.train_places import Places
 from ray_jobs.tune_board import Ended
 from ray_jobs.tune_config import EvaluateConfig, TrialPlan
 from ray_jobs.tune_result import ENDED, EVALUATION, read_ended, trial_folder, write_ended
@@ -22,11 +22,11 @@ FORMAT, VERSION = "spatialavatar-trial", 1
 
 
 @dataclass(frozen=True)
-class Job:
-    """All that the trials of a sweep need to know."""
+class Trials:
+    """All that the trials of a sweep need to know, by their names."""
 
-    out: str
-    trials: Mapping[str, TrialPlan]
+    out: str  # folder of the sweep
+    plans: Mapping[str, TrialPlan]
     places: Mapping[str, Places]  # of those that are still to do
     fingerprints: Mapping[str, str]
     evaluate: EvaluateConfig
@@ -49,27 +49,27 @@ class _OwnLines:
         return self._board.update.remote(self._name, progress, messages)
 
 
-def run_trial(values: dict[str, Any], job: Job, board: Any) -> None:
+def run_trial(values: dict[str, Any], trials: Trials, board: Any) -> None:
     """Ray Tune's function. What the user can put right ends the trial with its reason, and no other."""
     from ray_jobs.training import fit
 
-    os.environ.update(job.environment)
+    os.environ.update(trials.environment)
     name = values["variant"]
-    ended = read_ended(job.out, name, job.fingerprints[name], job.measures)
+    ended = read_ended(trials.out, name, trials.fingerprints[name], trials.measures)
     if ended is None or not ended.final:
-        config, places = job.trials[name].config, job.places[name]
+        config, places = trials.plans[name].config, trials.places[name]
         try:
-            folder = trial_folder(job.out, name)
+            folder = trial_folder(trials.out, name)
             if not _trained(config, folder):  # or workers would start for nothing
                 outcome = fit(config, folder, lambda: places, _OwnLines(board, name), [_reports(config.steps)])
                 if outcome.error is not None:
                     raise SpatialAvatarError(outcome.error)
             ray.get(board.evaluating.remote(name))
-            ended = Ended(evaluation=_evaluated(job, name)["summary"])
-            files.remove(files.join(job.out, ENDED, f"{name}.json"))
+            ended = Ended(evaluation=_evaluated(trials, name)["summary"])
+            files.remove(files.join(trials.out, ENDED, f"{name}.json"))
         except (SpatialAvatarError, OSError) as e:
             ended = Ended(failed=str(e))
-            write_ended(job.out, name, job.fingerprints[name], ended)
+            write_ended(trials.out, name, trials.fingerprints[name], ended)
     ray.get(board.end.remote(name, ended))
 
 
@@ -99,26 +99,28 @@ def _reports(steps: int) -> UserCallback:
     return Reports()
 
 
-def _evaluated(job: Job, name: str) -> dict[str, Any]:
+def _evaluated(trials: Trials, name: str) -> dict[str, Any]:
     """The content of a trial's evaluation.json, which then lies in its folder; measured with a worker's resources."""
     from ray.exceptions import RayTaskError
 
-    places = job.places[name]
+    places = trials.places[name]
     task = ray.remote(evaluate_generator).options(
         num_cpus=places.cpus,
         num_gpus=1 if places.gpu else 0,
         max_retries=2,
         scheduling_strategy="SPREAD",  # not in the place of the trial's own process, which is too small
-        runtime_env={"env_vars": dict(job.environment)},
+        runtime_env={"env_vars": dict(trials.environment)},
         name="evaluate",
     )
-    folder = trial_folder(job.out, name)
+    folder = trial_folder(trials.out, name)
     try:
-        found = ray.get(task.remote(job.trials[name], job.evaluate, folder, job.measures["estimators"], job.lpips))
+        found = ray.get(
+            task.remote(trials.plans[name], trials.evaluate, folder, trials.measures["estimators"], trials.lpips)
+        )
     except RayTaskError as e:
         raise e.cause if isinstance(e.cause, (SpatialAvatarError, OSError)) else e from None
-    report = {"format": FORMAT, "version": VERSION, "config": job.fingerprints[name]}
-    report |= {"measures": job.measures, **found}
+    report = {"format": FORMAT, "version": VERSION, "config": trials.fingerprints[name]}
+    report |= {"measures": trials.measures, **found}
     files.write_json(files.join(folder, EVALUATION), report)
     return report
 

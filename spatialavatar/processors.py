@@ -1,4 +1,4 @@
-"""How many processors this process may use."""
+"""How many processors this process may use, and how many it does."""
 
 import os
 from pathlib import Path
@@ -14,3 +14,14 @@ def usable_cpus() -> int:
         return max(1, min(cpus, round(int(quota) / int(period))))
     except (OSError, ValueError):  # "max": no quota
         return cpus
+
+
+def use_threads(count: int) -> None:
+    """How many threads torch and numba have for the work of the calling one; OpenCV has none of its own then."""
+    import cv2
+    import numba
+    import torch
+
+    torch.set_num_threads(count)
+    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    cv2.setNumThreads(0)

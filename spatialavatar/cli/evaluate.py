@@ -49,7 +49,8 @@ def evaluate(
     PSNR, SSIM, LPIPS and MSE over the held-out frames, the largest aspect ratio, and frames per second.
 
     \b
-    spatialavatar evaluate avatars/anna clips/anna --out metrics.json --sheet sheet.png
+    Example:
+      spatialavatar evaluate avatars/anna clips/anna --out metrics.json --sheet sheet.png
     """
     from spatialavatar import files
     from spatialavatar.avatar import read_avatar
@@ -98,20 +99,16 @@ def report(
     limit: int | None = None,
 ) -> dict[str, Any]:
     """Evaluate the avatar of ``folder``, write what is asked for, and return the report."""
-    import torch
-
     from spatialavatar import files
     from spatialavatar.avatar import AvatarRenderer
     from spatialavatar.errors import SpatialAvatarError
     from spatialavatar.evaluation.metrics import Lpips
-    from spatialavatar.evaluation.self_reenactment import compare, spread
+    from spatialavatar.evaluation.self_reenactment import background_for, compare, spread
     from spatialavatar.evaluation.self_reenactment import evaluate as measure
 
     renderer = AvatarRenderer(avatar, head, device, folder)
-    behind = background
-    if behind is None:
-        behind = torch.ones(3) if clip.matte_kind == "alpha" else torch.zeros(3)
-    elif clip.matte_kind != "alpha" and behind.any():
+    behind = background_for(clip) if background is None else background
+    if clip.matte_kind != "alpha" and behind.any():
         raise SpatialAvatarError(f"{clip.location}: has no alpha (matte: {clip.matte_kind}); measure it on black")
     size = resolution or avatar.provenance["config"]["resolution"]
     lpips = Lpips.find(lpips_weights, device)

@@ -5,13 +5,14 @@ which process measures a subject, and beside which others, changes nothing.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.evaluation import estimators as face
 from spatialavatar.evaluation.estimators import Estimators
 from spatialavatar.evaluation.held_out import MOST_SOURCES, batches_of, cases_of, from_first_sources, measure
+from spatialavatar.evaluation.metrics import mean
 from spatialavatar.generator.generator import Generator
 from spatialavatar.losses.perceptual import LPIPS_LEAST_SIZE, Lpips
 from spatialavatar.training.pool import ClipPool
@@ -93,11 +94,6 @@ def summary(rows: Sequence[Row], reasons: Mapping[str, str] | None = None) -> di
 def means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The number of rows, and the mean of each metric over those that have it; None where none has."""
     return {"cases": len(rows), **{name: mean(row.get(name) for row in rows) for name in METRICS}}
-
-
-def mean(values: Iterable[float | None]) -> float | None:
-    present = [v for v in values if v is not None]
-    return math.fsum(present) / len(present) if present else None
 
 
 def _finite(value: float) -> float | None:

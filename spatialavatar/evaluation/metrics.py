@@ -4,6 +4,9 @@ Every metric takes pictures [B H W 3] and returns one number for each; all numbe
 are JSON. Higher is better for PSNR and SSIM, lower for MSE and LPIPS.
 """
 
+import math
+from collections.abc import Iterable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,7 +15,13 @@ from spatialavatar.losses import photometric
 from spatialavatar.losses.perceptual import Lpips
 from spatialavatar.losses.psnr import PSNR_CAP, mse, psnr
 
-__all__ = ["PSNR_CAP", "Lpips", "mse", "psnr", "ssim"]
+__all__ = ["PSNR_CAP", "Lpips", "mean", "mse", "psnr", "ssim"]
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Of the numbers that there are, whatever their order; None without any."""
+    present = [v for v in values if v is not None]
+    return math.fsum(present) / len(present) if present else None
 
 
 def ssim(a: Float[Tensor, "B H W C"], b: Float[Tensor, "B H W C"]) -> Float[Tensor, " B"]:

@@ -20,7 +20,7 @@ from spatialavatar.clip.tracked_clip import Split
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.evaluation.estimators import METRICS as FACE_METRICS
 from spatialavatar.evaluation.estimators import Estimators
-from spatialavatar.evaluation.metrics import mse, psnr, ssim
+from spatialavatar.evaluation.metrics import mean, mse, psnr, ssim
 from spatialavatar.losses.perceptual import LPIPS_LEAST_SIZE, Lpips
 from spatialavatar.losses.photometric import composite, composite_rendering
 from spatialavatar.refine.anti_spike import max_aspect_ratio
@@ -121,7 +121,7 @@ def evaluate(
         "frames": len(frames),
         "resolution": resolution,
         "background": [round(float(x), 4) for x in background],
-        **{name: _mean(row[name] for row in per_frame) for name in (*METRICS, *FACE_METRICS) if name in per_frame[0]},
+        **{name: mean(row[name] for row in per_frame) for name in (*METRICS, *FACE_METRICS) if name in per_frame[0]},
         "max_aspect_ratio": max(aspect_ratios),
         "iterations": trained.get("iterations"),
         "seconds": trained.get("seconds"),
@@ -143,13 +143,13 @@ def measured_frames(clip: TrackedClip, limit: int | None = None) -> tuple[Split,
     return "train", min(TRAINING_FRAMES, limit or TRAINING_FRAMES)
 
 
+def background_for(clip: TrackedClip) -> Float[Tensor, " 3"]:
+    """Behind both pictures unless told otherwise: white, and black where no alpha tells person from background."""
+    return torch.ones(3) if clip.matte_kind == "alpha" else torch.zeros(3)
+
+
 def spread(frames: Sequence[FrameIndex], limit: int | None) -> list[FrameIndex]:
     """At most ``limit`` of the frames, evenly spread, the first among them."""
     if limit is None or len(frames) <= limit:
         return list(frames)
     return [frames[i * len(frames) // limit] for i in range(limit)]
-
-
-def _mean(values: Iterator[float | None]) -> float | None:
-    present = [v for v in values if v is not None]
-    return math.fsum(present) / len(present) if present else None

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,15 +16,14 @@ from spatialavatar import files, tensor_files
 from spatialavatar.avatar import AvatarRenderer, read_avatar
 from spatialavatar.avatar.folder import FORMAT as AVATAR_FORMAT
 from spatialavatar.avatar.folder import MANIFEST as AVATAR_FILE
-from spatialavatar.clip.tracked_clip import Split
+from spatialavatar.clip.tracked_clip import Split, TrackedClip
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.evaluation.clip_pool import OneClip
 from spatialavatar.evaluation.estimators import Estimators, require_estimators
 from spatialavatar.evaluation.footage import Fault, Footage, ListedClip
 from spatialavatar.evaluation.generator_report import SOURCES, TARGETS, measure_subject
-from spatialavatar.evaluation.self_reenactment import evaluate
-from spatialavatar.generator.checkpoint import GeneratorFacts, build_generator
-from spatialavatar.generator.generator import Generator
+from spatialavatar.evaluation.self_reenactment import background_for, evaluate
+from spatialavatar.generator.checkpoint import PackedGenerator
 from spatialavatar.head import HeadModel
 from spatialavatar.losses.perceptual import Lpips
 
@@ -74,9 +72,7 @@ class Instruments:
     settings: Settings
     footage: Footage
     head: HeadModel
-    checkpoint: str  # for messages
-    facts: GeneratorFacts | None  # None for avatars
-    weights: dict[str, np.ndarray]
+    generator: PackedGenerator | None  # None for avatars
     lpips: dict[str, Tensor] | None  # AlexNet's features
 
 
@@ -84,20 +80,18 @@ class Bench:
     """Instruments on a device. Raises SpatialAvatarError: a checkpoint of another head, encoder weights that miss."""
 
     def __init__(self, instruments: Instruments, device: torch.device | str = "cpu") -> None:
-        self._given, self._device = instruments, torch.device(device)
+        self._instruments, self._device = instruments, torch.device(device)
         self._lpips = None if instruments.lpips is None else Lpips(instruments.lpips, device)
         self._estimators: Estimators = require_estimators(dict(instruments.settings.estimators), device)
-        self._generator: Generator | None = None
-        if (facts := instruments.facts) is not None:
-            made = build_generator(facts.config, instruments.head, instruments.checkpoint, facts, instruments.weights)
-            self._generator = made.to(self._device).eval()
+        packed = instruments.generator
+        self._generator = None if packed is None else packed.build(instruments.head, self._device)
 
     def measure(self, subject: Subject) -> dict[str, Any]:
         """``rows`` of a generator (``measure_subject``) or the ``report`` of an avatar (``self_reenactment``), JSON.
 
         Raises SpatialAvatarError for what is wrong with the subject's clip or avatar.
         """
-        given, settings = self._given, self._given.settings
+        given, settings = self._instruments, self._instruments.settings
         clip = given.footage.open(subject.clip)
         if self._generator is None:
             return {"report": self._avatar(subject, clip)}
@@ -117,16 +111,16 @@ class Bench:
         )
         return {"rows": rows}
 
-    def _avatar(self, subject: Subject, clip: Any) -> dict[str, Any]:
+    def _avatar(self, subject: Subject, clip: TrackedClip) -> dict[str, Any]:
         assert subject.avatar is not None
-        settings = self._given.settings
+        settings = self._instruments.settings
         avatar = read_avatar(subject.avatar)
         return evaluate(
-            AvatarRenderer(avatar, self._given.head, self._device, subject.avatar),
+            AvatarRenderer(avatar, self._instruments.head, self._device, subject.avatar),
             clip,
             settings.split,
             resolution=settings.resolution or avatar.provenance["config"]["resolution"],
-            background=torch.ones(3) if clip.matte_kind == "alpha" else torch.zeros(3),
+            background=background_for(clip),
             lpips=self._lpips,
             estimators=self._estimators,
             limit=settings.targets,

@@ -11,9 +11,9 @@ An output folder, on a disk or in a store:
     summary.parquet, summary.md     a row a subject (summary.py)
     sheet.jpg                       thumbnails of the worst and the best
 
-How it is made: subjects.py reads who is to be refined, work.py refines (pipeline.py: while one batch is optimised, the
-next is read and the last is written), gate.py looks at the result, ledger.py decides who is tried again, batch_size.py
-how many share a worker. run.py is a run's view of all that, finished.py what it knows of records, sweep.py its end;
-report.py makes the summary of what lies in an output. ``ray_jobs/refine.py`` puts that on a cluster; nothing here
-knows of it.
+How it is made: subjects.py reads who is to be refined (of a table, manifest.py), work.py refines (pipeline.py: while
+one batch is optimised, the next is read and the last is written; device.py: what a device's errors mean), gate.py looks
+at the result, ledger.py decides who is tried again, batch_size.py how many share a worker. run.py is a run's view of
+all that, finished.py what it knows of records, superseded.py what goes at its end; report.py makes the summary of what
+lies in an output. ``ray_jobs/refine.py`` puts that on a cluster; nothing here knows of it.
 """

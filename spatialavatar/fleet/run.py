@@ -37,7 +37,7 @@ from spatialavatar.fleet.settings import SETTINGS, claim_output, settings_of
 from spatialavatar.fleet.status import Rate, State, Status, now, write_status
 from spatialavatar.fleet.subjects import FleetSubject, Listing, read_subjects, source_version
 from spatialavatar.fleet.summary import Row, heading, rows_of, write_summary
-from spatialavatar.fleet.sweep import sweep
+from spatialavatar.fleet.superseded import remove_superseded
 from spatialavatar.writer import TakenOver, Writer
 
 SECONDS_BETWEEN_WRITES = {True: 5.0, False: 15.0}  # of the status, by whether the output is a local folder
@@ -202,8 +202,8 @@ class FleetRun:
             self._writing = self._office.submit(self._write, status)
         return status
 
-    def finish(self, state: State, swept: bool) -> Ending:
-        """Write summary and last status; ``swept``: nobody writes any more, so what is superseded can go.
+    def finish(self, state: State, alone: bool) -> Ending:
+        """Write summary and last status; ``alone``: no worker writes any more, so what is superseded can go.
 
         Raises TakenOver, with nothing written, when another run has taken over; and, after all else is done that can
         be, StoreError where summary or status could not be written."""
@@ -234,9 +234,9 @@ class FleetRun:
             self._write(status)
         except (StoreError, OSError) as e:
             unwritten = unwritten or e
-        if swept:
+        if alone:
             with self._noted("what is superseded could not all be removed"):
-                self._sweep()
+                self._remove_superseded()
         self._office.shutdown()
         self._desk.shutdown()
         if unwritten is not None:
@@ -397,9 +397,9 @@ class FleetRun:
         given_up = {name: tries for name, (tries, given_up) in tried.items() if given_up}
         others |= {id_in(name): ("failed", Case(passed_over[name], tries)) for name, tries in given_up.items()}
 
-    def _sweep(self) -> None:
+    def _remove_superseded(self) -> None:
         self._writer.require()
-        sweep(self._out, self._finished.names, self._finished.records)
+        remove_superseded(self._out, self._finished.names, self._finished.records)
 
 
 def chosen(listing: Listing, only: Sequence[str]) -> list[FleetSubject]:

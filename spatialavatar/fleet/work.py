@@ -1,10 +1,5 @@
 """The work of a fleet on one subject: read it, refine it, measure it, write it (the stages of pipeline.py)."""
 
-import gc
-import os
-import platform
-import resource
-import socket
 import statistics
 import time
 from collections.abc import Callable
@@ -12,7 +7,6 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,10 +18,11 @@ from spatialavatar.clip import FrameIndex, TrackedClip
 from spatialavatar.clip.pictures import EncodedFrame, encode
 from spatialavatar.errors import without_traceback
 from spatialavatar.evaluation.contact_sheet import thumbnail
-from spatialavatar.evaluation.self_reenactment import compare, evaluate, measured_frames
+from spatialavatar.evaluation.self_reenactment import background_for, compare, evaluate, measured_frames
 from spatialavatar.fleet.config import FleetConfig
+from spatialavatar.fleet.device import forget_peak, is_broken, memory_in_use, on_device, with_index, worker_name
 from spatialavatar.fleet.gate import review, tracking_residual
-from spatialavatar.fleet.pipeline import Broken, Job, OutOfMemory, Stopped, Timing
+from spatialavatar.fleet.pipeline import Job, Stopped, Timing
 from spatialavatar.fleet.records import (
     AVATARS,
     RECORD_FORMAT,
@@ -40,7 +35,7 @@ from spatialavatar.fleet.records import (
 )
 from spatialavatar.fleet.status import now
 from spatialavatar.fleet.subjects import open_subject
-from spatialavatar.generator.checkpoint import GeneratorFacts, build_generator
+from spatialavatar.generator.checkpoint import PackedGenerator
 from spatialavatar.head import HeadModel
 from spatialavatar.losses.perceptual import Lpips
 from spatialavatar.refine import (
@@ -64,16 +59,14 @@ MEASURED = ("psnr", "ssim", "lpips", "mse", "max_aspect_ratio", "frames", "split
 
 
 @dataclass(frozen=True, eq=False)
-class Given:
+class Instruments:
     """What every worker gets; picklable, and the same for all."""
 
     config: FleetConfig
     recipe: Recipe
     head: HeadModel
     head_file: str | None
-    generator_file: str  # for messages
-    generator: GeneratorFacts | None
-    weights: dict[str, np.ndarray]  # of the generator
+    generator: PackedGenerator | None
     lpips: dict[str, Tensor] | None
 
 
@@ -99,42 +92,44 @@ class Measured:
 
 
 class RefineWork:
-    def __init__(self, given: Given, device: torch.device | str, uploads: Executor) -> None:
+    def __init__(self, instruments: Instruments, device: torch.device | str, uploads: Executor) -> None:
         """``uploads`` has one thread, in which checkpoints are written.
 
         Raises SpatialAvatarError: a generator of another head, encoder weights that are missing."""
-        self._given, self._config, self._uploads = given, given.config, uploads
-        self._device = _with_index(torch.device(device))
-        self._head = given.head.on(self._device)
-        self._lpips = None if given.lpips is None else Lpips(given.lpips, self._device)
+        self._instruments, self._config, self._uploads = instruments, instruments.config, uploads
+        self._device = with_index(torch.device(device))
+        self._worker = worker_name(self._device)
+        self._head = instruments.head.on(self._device)
+        self._lpips = None if instruments.lpips is None else Lpips(instruments.lpips, self._device)
         self._generator: LoadedGenerator | None = None
         self._template: Start | None = None
-        if (facts := given.generator) is not None:
-            made = build_generator(facts.config, given.head, given.generator_file, facts, given.weights)
-            self._generator = LoadedGenerator(made.to(self._device).eval(), facts, given.generator_file)
+        if (packed := instruments.generator) is not None:
+            made = packed.build(instruments.head, self._device)
+            self._generator = LoadedGenerator(made, packed.facts, packed.where)
         else:
             # on the CPU, so that its last bits, and with them the checkpoints' inputs, are the same on all workers
-            self._template = template_start(given.head, self._config.refine.uv_resolution)
+            self._template = template_start(instruments.head, self._config.refine.uv_resolution)
         self._progress = 0.0
 
     def prepare(self, job: Job) -> Ready:
-        return _on_device(lambda: self._ready(job), "takes more memory than the GPU has; lower refine.resolution")
+        return on_device(lambda: self._ready(job), "takes more memory than the GPU has; lower refine.resolution")
 
     def optimise(self, batch: list[Ready], stop: Callable[[], bool]) -> tuple[list[Measured | Exception], Timing]:
         """Subjects of one image size at a time; then each that is finished is measured, even after a stop."""
-        _forget_peak(self._device)
+        forget_peak(self._device)
         try:
-            measured, together, steps, optimising = _on_device(
+            measured, together, steps, optimising = on_device(
                 lambda: self._optimised(batch, stop),
                 f"a batch of {len(batch)} does not fit into the GPU; lower refine.resolution",
             )
         finally:
             self._progress = 0.0
         seconds = statistics.median(steps) if len(steps) >= _TIMED else None
-        return measured, Timing(together, seconds, self._memory(), optimising)
+        return measured, Timing(together, seconds, memory_in_use(self._device, self._config.workers.cpus), optimising)
 
     def deliver(self, job: Job, result: Measured) -> Record:
-        """Write what the subject became, the record last, and remove its checkpoints."""
+        """Write what the subject became, the record last, and remove its checkpoints. Nothing of it needs the device,
+        whose errors would be taken for the subject's."""
         out = self._config.output
         look = result.avatar.appearance
         assert isinstance(look, StaticAppearance)
@@ -152,7 +147,7 @@ class RefineWork:
             "format": RECORD_FORMAT,
             "version": VERSION,
             "id": job.subject.id,
-            "digest": self._given.recipe.digest(job.subject),
+            "digest": self._instruments.recipe.digest(job.subject),
             "clip": job.subject.clip,
             "identity": result.avatar.identity,
             "avatar": place,
@@ -161,10 +156,10 @@ class RefineWork:
             "iterations": result.iterations,
             "seconds": round(result.seconds, 3),
             "attempts": job.attempts,
-            "worker": worker_name(self._device),
+            "worker": self._worker,
             "finished": now(),
-            "config_hash": self._given.recipe.config_hash,
-            "layout_fingerprint": self._given.recipe.layout_fingerprint,
+            "config_hash": self._instruments.recipe.config_hash,
+            "layout_fingerprint": self._instruments.recipe.layout_fingerprint,
             "spatialavatar": __version__,
         }
         write_record(out, job.name, record)
@@ -177,17 +172,17 @@ class RefineWork:
 
     def _ready(self, job: Job) -> Ready:
         clip = in_memory(open_subject(job.subject))
-        clip.require_head(self._given.head)
+        clip.require_head(self._instruments.head)
         start = self._template
         if start is None:
             assert self._generator is not None
             start = generator_start(
-                clip, self._given.head, self._generator, self._config.sources, self._config.refine.seed
+                clip, self._instruments.head, self._generator, self._config.sources, self._config.refine.seed
             )
         folder = files.join(self._config.output, UNFINISHED, job.name)
         prepared = prepare(clip, self._head, start, self._config.refine, folder, self._device)
         prepared.subject.preload()
-        return Ready(prepared, tracking_residual(clip, self._given.head))
+        return Ready(prepared, tracking_residual(clip, self._instruments.head))
 
     def _optimised(
         self, batch: list[Ready], stop: Callable[[], bool]
@@ -251,10 +246,10 @@ class RefineWork:
         config, clip = self._config, refined.prepared.subject.clip
         try:
             out = files.join(config.output, AVATARS, "ID")  # as deep as its place will be
-            avatar = finished_avatar(refined, self._head, config.refine, out, self._given.head_file)
+            avatar = finished_avatar(refined, self._head, config.refine, out, self._instruments.head_file)
             renderer = AvatarRenderer(avatar, self._head, self._device)
             split, limit = measured_frames(clip, config.evaluation.frames)
-            behind = torch.ones(3) if clip.matte_kind == "alpha" else torch.zeros(3)
+            behind = background_for(clip)
             report = evaluate(
                 renderer,
                 clip,
@@ -269,53 +264,9 @@ class RefineWork:
             picture = encode(thumbnail(shown, renderer), "jpg")
             return Measured(refined.log, refined.iterations, refined.seconds, avatar, report, residual, picture)
         except Exception as e:
-            if isinstance(e, torch.OutOfMemoryError) or _is_broken(e):
+            if isinstance(e, torch.OutOfMemoryError) or is_broken(e):
                 raise
             return without_traceback(e)  # of this subject; the others may be sound
-
-    def _memory(self) -> float:
-        """Share of the worker's memory that was in use at most since the peak was forgotten."""
-        if self._device.type == "cuda":
-            free, total = torch.cuda.mem_get_info(self._device)
-            reserved = torch.cuda.memory_reserved(self._device)
-            in_use = total - free - reserved + torch.cuda.max_memory_allocated(self._device)  # with other processes
-            return in_use / total
-        share = self._config.workers.cpus / (os.cpu_count() or 1)
-        installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / (installed * min(1.0, share))
-
-
-def _on_device(action: Callable[[], T], too_large: str) -> T:
-    """What the errors of torch mean to a fleet. Raises OutOfMemory, with all freed that can be, and Broken."""
-    try:
-        return action()
-    except torch.OutOfMemoryError:
-        pass
-    except RuntimeError as e:
-        if not _is_broken(e):
-            raise
-        raise Broken(f"{type(e).__name__}: {e}") from None
-    # out of the handler, in which the error's traceback still holds the frames that hold the tensors
-    gc.collect()
-    torch.cuda.empty_cache()
-    raise OutOfMemory(too_large)
-
-
-def _is_broken(error: Exception) -> bool:
-    """An error of the GPU itself, after which every further call of the process fails."""
-    return isinstance(error, RuntimeError) and "CUDA error" in str(error)
-
-
-def _with_index(device: torch.device) -> torch.device:
-    """As tensors name their device; a plain 'cuda' would never be equal to it, and everything copied."""
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return device
-
-
-def _forget_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
 
 
 def in_memory(clip: TrackedClip) -> TrackedClip:
@@ -324,9 +275,3 @@ def in_memory(clip: TrackedClip) -> TrackedClip:
     with ThreadPoolExecutor(READERS) as pool:
         held: dict[FrameIndex, EncodedFrame] = dict(zip(frames, pool.map(clip.read_frame, frames)))
     return replace(clip, read_frame=held.__getitem__)
-
-
-def worker_name(device: torch.device) -> str:
-    """The machine and what it refines on."""
-    model = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
-    return f"{socket.gethostname()}, {model}"

@@ -168,6 +168,19 @@ def build_generator(
     return generator
 
 
+@dataclass(frozen=True, eq=False)
+class PackedGenerator:
+    """A generator's file in memory, as it is sent to the processes that build it; picklable."""
+
+    where: str  # the file, for messages
+    facts: GeneratorFacts
+    weights: dict[str, np.ndarray]
+
+    def build(self, head: HeadModel, device: torch.device | str) -> Generator:
+        """In evaluation mode on a device. Raises SpatialAvatarError as ``build_generator``."""
+        return build_generator(self.facts.config, head, self.where, self.facts, self.weights).to(device).eval()
+
+
 def read_weights(where: files.Location, facts: GeneratorFacts) -> dict[str, np.ndarray]:
     """The tensors in a generator's file. Raises SpatialAvatarError when they are not those it was written with."""
     arrays, _ = tensor_files.read_tensors(where)

@@ -28,6 +28,7 @@ from spatialavatar.fleet.records import Record
 from spatialavatar.fleet.subjects import FleetSubject, read_subjects
 from spatialavatar.fleet.work import RefineWork
 from spatialavatar.head import HeadModel
+from spatialavatar.processors import use_threads
 from tests.builders.clips import tiny_clip
 from tests.builders.train_jobs import ROOT, started
 
@@ -123,22 +124,11 @@ def undisturbed(config: FleetConfig, subjects: list[FleetSubject], out: str) -> 
 
     given = instruments(config, read_subjects(config.subjects, config.allow))
     given = replace(given, config=given.config.model_copy(update={"output": out}))
-    pipeline = Pipeline(lambda uploads: RefineWork(given, "cpu", uploads), single_threaded)
+    pipeline = Pipeline(lambda uploads: RefineWork(given, "cpu", uploads), lambda: use_threads(1))
     report = pipeline.refine([Job(subject, given.recipe.name(subject), 1) for subject in subjects])
     records = {outcome.id: outcome.record for outcome in report.outcomes}
     assert all(records.values()), [outcome.reason for outcome in report.outcomes]
     return records  # type: ignore[return-value]
-
-
-def single_threaded() -> None:
-    """As the workers of a fleet are that have one CPU."""
-    import cv2
-    import numba
-    import torch
-
-    torch.set_num_threads(1)
-    numba.set_num_threads(1)
-    cv2.setNumThreads(0)
 
 
 def refiners(address: str) -> list[psutil.Process]:

@@ -22,7 +22,7 @@ pytest.importorskip("ray", reason="ray is not installed")
 RECIPE = Recipe("c" * 64, "l" * 64)
 
 
-class Given:
+class Instruments:
     def __init__(self, config: FleetConfig, listing: Listing) -> None:
         self.config, self.recipe = config, RECIPE
 
@@ -31,13 +31,13 @@ class Given:
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """The command with a pool that ends as it is told; its exit code."""
     import ray_jobs.refine
-    from ray_jobs import command, connect
+    from ray_jobs import connect
+    from tests.builders.ray_commands import exit_code
 
     files.write_bytes(tmp_path / "m.csv", b"id,clip\nanna,a\nben,b\n")
     pools = ModuleType("ray_jobs.refine_pool")
     monkeypatch.setitem(sys.modules, "ray_jobs.refine_pool", pools)
-    monkeypatch.setattr(ray_jobs.refine, "instruments", Given)
-    monkeypatch.setattr(ray_jobs.refine, "stop_on_term", lambda: None)
+    monkeypatch.setattr(ray_jobs.refine, "instruments", Instruments)
 
     def run(go: Callable[[FleetRun], None], *options: str, joins: Callable[..., None] = lambda *_: None) -> int:
         class Pool:
@@ -50,12 +50,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., in
         pools.Pool = Pool  # type: ignore[attr-defined]
         monkeypatch.setattr(connect, "connect", joins)
         places = ["--subjects", f"{tmp_path}/m.csv", "--output", f"{tmp_path}/out"]
-        monkeypatch.setattr(sys, "argv", ["refine", *places, *options])
-        try:
-            command.run(ray_jobs.refine.app, "ray_jobs.refine")
-        except SystemExit as e:
-            return int(e.code or 0)
-        return 0
+        return exit_code(monkeypatch, "refine", *places, *options)
 
     return run
 
@@ -86,7 +81,7 @@ def test_without_a_cluster_another_run_goes_on(
     assert command(refine_all, option, joins=no_cluster) == 2
     assert "no Ray cluster answers there" in capfd.readouterr().err
     refine_all(other)
-    other.finish("finished", swept=True)
+    other.finish("finished", alone=True)
     assert read_status(tmp_path / "out").done == 2
 
 
@@ -122,6 +117,6 @@ def test_what_was_left_undone_is_said(
     def silent(run: FleetRun) -> None:
         raise OSError("no answer")
 
-    monkeypatch.setattr(FleetRun, "_sweep", silent)
+    monkeypatch.setattr(FleetRun, "_remove_superseded", silent)
     assert command(refine_all) == 0
     assert "what is superseded could not all be removed: no answer" in capfd.readouterr().err

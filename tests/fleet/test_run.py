@@ -89,14 +89,14 @@ class Fleet:
         recipe = Recipe(config_hash(config, None, None), f"layout{config.refine.uv_resolution}")
         return FleetRun(config, recipe, listing, Selection(**selection))
 
-    def end(self, run: FleetRun, state: Any = "finished", swept: bool = True) -> dict[str, dict[str, Any]]:
+    def end(self, run: FleetRun, state: Any = "finished", alone: bool = True) -> dict[str, dict[str, Any]]:
         """Rows of the summary, by id."""
-        run.finish(state, swept)
+        run.finish(state, alone)
         rows = pq.read_table(f"{self.out}/summary.parquet").to_pylist()
         return {row["id"]: row for row in rows}
 
-    def outcomes(self, run: FleetRun, state: Any = "finished", swept: bool = True) -> dict[str, str]:
-        return {id: row["outcome"] for id, row in self.end(run, state, swept).items()}
+    def outcomes(self, run: FleetRun, state: Any = "finished", alone: bool = True) -> dict[str, str]:
+        return {id: row["outcome"] for id, row in self.end(run, state, alone).items()}
 
     def avatars(self) -> list[str]:
         return files.list_folder(f"{self.out}/{AVATARS}")
@@ -182,7 +182,7 @@ def test_whoever_looks_sees_the_run_that_began(fleet: Fleet) -> None:
 def test_what_is_finished_is_skipped_by_its_name(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     first = fleet.start(fleet.listing("anna", "ben", "cleo"))
     refine(first, first.ledger.take(1)[0], psnr=31.0)
-    fleet.end(first, "stopped", swept=False)
+    fleet.end(first, "stopped", alone=False)
     again = fleet.start(fleet.listing("anna", "ben", "cleo"))
     assert again.done == 1 and waiting(again) == ["ben", "cleo"]
     assert again.tick().mean_psnr == 31.0
@@ -506,7 +506,7 @@ def put(place: str) -> None:
     files.write_bytes(f"{place}/file", b"x")
 
 
-def test_the_sweep_removes_what_is_superseded_and_nothing_else(fleet: Fleet) -> None:
+def test_the_end_removes_what_is_superseded_and_nothing_else(fleet: Fleet) -> None:
     run = fleet.start(fleet.listing("anna", "ben", "a.b"))
     [anna, ben, dotted] = run.ledger.take(3)
     names = {case.subject.id: run.recipe.name(case.subject) for case in (anna, ben, dotted)}
@@ -519,10 +519,10 @@ def test_the_sweep_removes_what_is_superseded_and_nothing_else(fleet: Fleet) -> 
         put(f"{fleet.out}/{place}") if not place.endswith(".json") else write_json(f"{fleet.out}/{place}")
     refine(run, anna)
     refine(run, dotted)
-    run.finish("finished", swept=False)
+    run.finish("finished", alone=False)
     assert all(files.exists(f"{fleet.out}/{place}") for place in gone + kept)
     again = fleet.start(fleet.listing("anna", "ben", "a.b"))
-    again.finish("finished", swept=True)
+    again.finish("finished", alone=True)
     assert [place for place in gone if files.exists(f"{fleet.out}/{place}")] == []
     assert [place for place in kept if not files.exists(f"{fleet.out}/{place}")] == []
     for case in (anna, dotted):
@@ -547,7 +547,7 @@ def test_of_two_runs_in_one_output_the_older_ends(fleet: Fleet) -> None:
     before = {name: (fleet.folder / "out" / name).read_bytes() for name in ("status.json", "fleet.json", "writer.json")}
     for state in ("failed", "finished"):
         with pytest.raises(TakenOver):
-            older.finish(state, swept=True)  # type: ignore[arg-type]
+            older.finish(state, alone=True)  # type: ignore[arg-type]
     assert {name: (fleet.folder / "out" / name).read_bytes() for name in before} == before
     assert not (fleet.folder / "out/summary.md").exists()
     assert files.exists(f"{fleet.out}/{UNFINISHED}/{newer.recipe.name(subjects_of(newer)[0])}")
@@ -565,7 +565,7 @@ def test_in_a_store() -> None:
     run.begin()
     refine_all(run)
     run.tick()
-    run.finish("finished", swept=True)
+    run.finish("finished", alone=True)
     assert read_status(where).done == 1 and len(listed(where, RECORDS)) == 1
     assert files.exists(f"{where}/summary.parquet")
 
@@ -626,7 +626,7 @@ def test_what_is_made_again_starts_from_nothing(fleet: Fleet) -> None:
     names = {id: first.recipe.name(subject) for id, subject in zip(("anna", "ben", "cleo"), subjects_of(first))}
     for id in ("anna", "cleo"):
         put(f"{fleet.out}/{UNFINISHED}/{names[id]}")
-    fleet.end(first, "stopped", swept=False)
+    fleet.end(first, "stopped", alone=False)
     again = fleet.start(fleet.listing("anna", "ben", "cleo"), again=True, only=("anna", "ben"))
     assert waiting(again) == ["anna", "ben"] and [case.attempts for case in again.ledger.take(2)] == [1, 1]
     assert files.list_folder(f"{fleet.out}/{UNFINISHED}") == [names["cleo"]]
@@ -649,7 +649,7 @@ def test_who_only_looks_takes_nothing_over(fleet: Fleet) -> None:
     older.tick()
     looking.begin()
     with pytest.raises(TakenOver):
-        older.finish("finished", swept=False)
+        older.finish("finished", alone=False)
 
 
 class Hiccups:
@@ -701,11 +701,11 @@ def test_records_that_are_never_given_are_noted(fleet: Fleet, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("silent", [RECORDS, FAILURES, AVATARS])
-def test_the_sweep_comes_last_and_may_fail(fleet: Fleet, monkeypatch: pytest.MonkeyPatch, silent: str) -> None:
+def test_the_removal_comes_last_and_may_fail(fleet: Fleet, monkeypatch: pytest.MonkeyPatch, silent: str) -> None:
     run = fleet.start(fleet.listing("anna"))
     refine_all(run)
     Hiccups(monkeypatch, f"out/{silent}")
-    told = run.finish("finished", swept=True)
+    told = run.finish("finished", alone=True)
     assert read_status(fleet.out).state == "finished" and (fleet.folder / "out/summary.md").exists()
     assert any("could not all be removed" in note for note in told.notes)
 
@@ -715,7 +715,7 @@ def test_without_a_summary_there_is_still_a_status(fleet: Fleet, monkeypatch: py
     refine_all(run)
     Hiccups(monkeypatch, "summary.parquet")
     with pytest.raises(StoreError, match=r"summary\.parquet"):
-        run.finish("finished", swept=True)
+        run.finish("finished", alone=True)
     status = read_status(fleet.out)
     assert (status.state, status.done) == ("finished", 1) and "the summary could not be written" in status.notes[0]
 
@@ -750,7 +750,7 @@ def test_a_changed_list_is_read_beside_the_loop(fleet: Fleet, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("on_disk", ["another", "damaged", "silent"])
-def test_the_sweep_keeps_what_the_record_on_disk_names(
+def test_the_removal_keeps_what_the_record_on_disk_names(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, on_disk: str
 ) -> None:
     """A process that was thought dead may have written it after all."""
@@ -767,7 +767,7 @@ def test_the_sweep_keeps_what_the_record_on_disk_names(
         write_json(f"{fleet.out}/{RECORDS}/{name}.json")
     else:
         Hiccups(monkeypatch, f"{RECORDS}/{name}")
-    run.finish("finished", swept=True)
+    run.finish("finished", alone=True)
     kept = {record["avatar"].rpartition("/")[2], "anna.1"} | ({"anna.0"} if on_disk != "another" else set())
     assert set(fleet.avatars()) == kept
 

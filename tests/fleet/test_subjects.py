@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 from spatialavatar import files
 from spatialavatar.clip.header import is_identity
 from spatialavatar.errors import SpatialAvatarError, StoreError
+from spatialavatar.fleet import manifest as fleet_manifest
 from spatialavatar.fleet import subjects as fleet_subjects
+from spatialavatar.fleet.manifest import place_of
 from spatialavatar.fleet.subjects import (
     FleetSubject,
     clip_head,
     id_of,
     open_subject,
-    place_of,
     read_subjects,
     source_version,
 )
@@ -320,7 +321,7 @@ def test_what_a_table_lacks_is_named(tmp_path: Path) -> None:
 
 
 def test_a_huge_manifest_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet_subjects, "LARGEST_MANIFEST", 10)
+    monkeypatch.setattr(fleet_manifest, "LARGEST_MANIFEST", 10)
     with pytest.raises(SpatialAvatarError, match="is this the right file"):
         read(tmp_path, ROWS)
 

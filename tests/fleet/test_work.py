@@ -5,13 +5,12 @@ import os
 import pickle
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numba
 import pytest
 import torch
 
@@ -20,11 +19,12 @@ from spatialavatar import files
 from spatialavatar.avatar import read_avatar
 from spatialavatar.avatar.folder import LOG, METRICS
 from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.fleet import device as device_module
 from spatialavatar.fleet import work as work_module
 from spatialavatar.fleet.pipeline import Broken, Job, OutOfMemory, Stopped
 from spatialavatar.fleet.records import THUMBNAIL, UNFINISHED, Record, read_records
 from spatialavatar.fleet.subjects import read_subjects
-from spatialavatar.fleet.work import Given, Measured, Ready, RefineWork
+from spatialavatar.fleet.work import Instruments, Measured, Ready, RefineWork
 from spatialavatar.generator.checkpoint import write_generator
 from spatialavatar.refine.checkpoint import FILE
 from tests.builders.clips import tiny_clip, tiny_head
@@ -33,22 +33,12 @@ from tests.builders.generators import awaken, tiny_generator
 from tests.builders.lpips import random_alexnet
 from tests.refine.test_batch import Late
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SIZES = {"anna": (48, 32), "ben": (32, 32), "cleo": (48, 32)}
 ITERATIONS = 12
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The pictures are too small to be shared out among processors."""
-    before = torch.get_num_threads(), numba.get_num_threads()
-    torch.set_num_threads(1)
-    numba.set_num_threads(1)
-    yield
-    torch.set_num_threads(before[0])
-    numba.set_num_threads(before[1])
-
-
-def made(folder: Path, **changes: Any) -> Given:
+def made(folder: Path, **changes: Any) -> Instruments:
     """As the driver makes it, of the clips in a folder."""
     head = folder / "tiny.head.safetensors"
     tiny_head()
@@ -69,23 +59,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def template(folder: Path) -> Given:
+def template(folder: Path) -> Instruments:
     return made(folder)
 
 
 @pytest.fixture(scope="module")
-def generator(folder: Path) -> Given:
+def generator(folder: Path) -> Instruments:
     return made(folder, checkpoint=str(folder / "generator.safetensors"))
 
 
-def elsewhere(given: Given, out: Path) -> Given:
+def elsewhere(given: Instruments, out: Path) -> Instruments:
     """With an output of its own; what a worker gets of it."""
     sent = replace(given, config=given.config.model_copy(update={"output": str(out)}))
-    received: Given = pickle.loads(pickle.dumps(sent))
+    received: Instruments = pickle.loads(pickle.dumps(sent))
     return received
 
 
-def jobs(given: Given, ids: Sequence[str]) -> list[Job]:
+def jobs(given: Instruments, ids: Sequence[str]) -> list[Job]:
     subjects = {subject.id: subject for subject in read_subjects(given.config.subjects).subjects}
     return [Job(subjects[id], given.recipe.name(subjects[id]), 1) for id in ids]
 
@@ -97,7 +87,7 @@ def never() -> bool:
 class Fleet:
     """One worker, called as its lanes call it."""
 
-    def __init__(self, given: Given, out: Path, uploads: Any = None) -> None:
+    def __init__(self, given: Instruments, out: Path, uploads: Any = None) -> None:
         self.given = elsewhere(given, out)
         self.work = RefineWork(self.given, "cpu", uploads or Late())
 
@@ -122,13 +112,13 @@ def without_time(record: Record) -> Record:
 
 
 @pytest.fixture(scope="module")
-def alone(template: Given, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
+def alone(template: Instruments, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
     """What each becomes by itself, undisturbed."""
     out = tmp_path_factory.mktemp("alone")
     return {id: Fleet(template, out).refine(id)[0] for id in SIZES}
 
 
-def test_sizes_may_be_mixed(template: Given, alone: dict[str, Record], tmp_path: Path) -> None:
+def test_sizes_may_be_mixed(template: Instruments, alone: dict[str, Record], tmp_path: Path) -> None:
     """Each avatar, whose place is named by its content, and its metrics are those that it gets alone."""
     fleet = Fleet(template, tmp_path)
     outcomes, timing = fleet.work.optimise(fleet.ready(*SIZES), never)
@@ -138,7 +128,9 @@ def test_sizes_may_be_mixed(template: Given, alone: dict[str, Record], tmp_path:
     assert len({record["avatar"].split(".")[1] for record in alone.values()}) == 3
 
 
-def test_the_time_is_that_of_the_largest_part(template: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_is_that_of_the_largest_part(
+    template: Instruments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By a clock that goes faster the larger the pictures are."""
     monkeypatch.setattr(work_module, "_TIMED", ITERATIONS)
     ticks, sizes = [0.0], []
@@ -162,7 +154,7 @@ def test_the_time_is_that_of_the_largest_part(template: Given, tmp_path: Path, m
     assert sizes == [32, 48] and timing.seconds == 3 * 32 / 2
 
 
-def test_what_is_kept_of_a_subject(template: Given, folder: Path, tmp_path: Path) -> None:
+def test_what_is_kept_of_a_subject(template: Instruments, folder: Path, tmp_path: Path) -> None:
     fleet = Fleet(template, tmp_path)
     [record] = fleet.refine("ben")
     [job] = jobs(fleet.given, ["ben"])
@@ -188,14 +180,14 @@ def test_what_is_kept_of_a_subject(template: Given, folder: Path, tmp_path: Path
     assert not fleet.unfinished("ben").exists()
 
 
-def test_from_a_generator(generator: Given, alone: dict[str, Record], tmp_path: Path) -> None:
+def test_from_a_generator(generator: Instruments, alone: dict[str, Record], tmp_path: Path) -> None:
     records = [Fleet(generator, tmp_path / name).refine("anna", "cleo") for name in "ab"]
     assert [without_time(r) for r in records[0]] == [without_time(r) for r in records[1]]
     assert records[0][0]["avatar"] != alone["anna"]["avatar"]
     assert generator.generator is not None
     started = read_avatar(tmp_path / "a" / records[0][0]["avatar"]).provenance
-    assert started["start"].startswith(f"generator {generator.generator.hash[:12]} from frames ")
-    assert started["started_from"]["generator"]["hash"] == generator.generator.hash
+    assert started["start"].startswith(f"generator {generator.generator.facts.hash[:12]} from frames ")
+    assert started["started_from"]["generator"]["hash"] == generator.generator.facts.hash
 
 
 def stop_after(looks: int) -> Callable[[], bool]:
@@ -212,7 +204,7 @@ def stop_after(looks: int) -> Callable[[], bool]:
 @pytest.mark.parametrize("start", ["template", "generator"])
 def test_another_worker_goes_on(start: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """From checkpoints that the first one left; its progress counts from there."""
-    given: Given = request.getfixturevalue(start)
+    given: Instruments = request.getfixturevalue(start)
     undisturbed = Fleet(given, tmp_path / "undisturbed").refine("anna", "cleo")
     first = Fleet(given, tmp_path / "stopped")
     outcomes, _ = first.work.optimise(first.ready("anna", "cleo"), stop_after(8))
@@ -227,7 +219,7 @@ def test_another_worker_goes_on(start: str, request: pytest.FixtureRequest, tmp_
     assert second.work.progress() == 0.0
 
 
-def test_progress_counts_those_that_are_through(template: Given, tmp_path: Path) -> None:
+def test_progress_counts_those_that_are_through(template: Instruments, tmp_path: Path) -> None:
     """One that was resumed ends before the other, and a part of another size comes after both."""
     fleet = Fleet(template, tmp_path)
     fleet.work.optimise(fleet.ready("anna"), stop_after(8))
@@ -236,7 +228,9 @@ def test_progress_counts_those_that_are_through(template: Given, tmp_path: Path)
     assert seen == sorted(seen) and seen[-1] == pytest.approx(2 + 5 / ITERATIONS)
 
 
-def test_a_stop_keeps_the_part_that_is_finished(template: Given, alone: dict[str, Record], tmp_path: Path) -> None:
+def test_a_stop_keeps_the_part_that_is_finished(
+    template: Instruments, alone: dict[str, Record], tmp_path: Path
+) -> None:
     fleet = Fleet(template, tmp_path)
     outcomes, _ = fleet.work.optimise(fleet.ready(*SIZES), stop_after(2 + ITERATIONS))
     assert isinstance(outcomes[1], Stopped)
@@ -256,7 +250,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, identity: str, error: Exception) ->
 
 
 def test_one_that_cannot_be_measured(
-    template: Given, alone: dict[str, Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    template: Instruments, alone: dict[str, Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     error = ValueError("no such thing")
     failing(monkeypatch, "tiny0", error)
@@ -275,7 +269,7 @@ FATAL = [
 @pytest.mark.parametrize(("error", "text", "kind", "said"), FATAL)
 @pytest.mark.parametrize("where", ["prepare", "optimise", "measure"])
 def test_errors_of_the_device(
-    template: Given,
+    template: Instruments,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     where: str,
@@ -303,7 +297,9 @@ def test_errors_of_the_device(
     assert freed == ([True] if kind is OutOfMemory else [])
 
 
-def test_other_errors_stay_what_they_are(template: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_stay_what_they_are(
+    template: Instruments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fleet = Fleet(template, tmp_path)
     for error in (RuntimeError("shapes differ"), SpatialAvatarError("damaged")):
 
@@ -315,7 +311,15 @@ def test_other_errors_stay_what_they_are(template: Given, tmp_path: Path, monkey
             fleet.ready("anna")
 
 
-def test_what_waits_for_delivery_holds_no_frames(template: Given, tmp_path: Path) -> None:
+def test_delivery_needs_no_device(template: Instruments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that is of no more use would make its subjects look bad."""
+    fleet = Fleet(template, tmp_path)
+    [refined], _ = fleet.work.optimise(fleet.ready("ben"), never)
+    monkeypatch.setattr(fleet.work, "_device", None)
+    assert fleet.deliver("ben", refined)["worker"].endswith(" CPU")
+
+
+def test_what_waits_for_delivery_holds_no_frames(template: Instruments, tmp_path: Path) -> None:
     fleet = Fleet(template, tmp_path)
     ready = fleet.ready("anna", "ben")
     frames = [weakref.ref(one.prepared.subject) for one in ready]
@@ -330,7 +334,7 @@ def test_what_waits_for_delivery_holds_no_frames(template: Given, tmp_path: Path
         gc.enable()
 
 
-def test_checkpoints_on_their_way_do_not_come_back(template: Given, tmp_path: Path) -> None:
+def test_checkpoints_on_their_way_do_not_come_back(template: Instruments, tmp_path: Path) -> None:
     """One that is written late is written before the subject's checkpoints are removed."""
     uploads = Late()
     fleet = Fleet(template, tmp_path, uploads)
@@ -343,7 +347,7 @@ def test_checkpoints_on_their_way_do_not_come_back(template: Given, tmp_path: Pa
 
 
 def test_checkpoints_are_written_in_the_lane_for_them(
-    template: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    template: Instruments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: set[str] = set()
     write = files.write_bytes
@@ -359,7 +363,9 @@ def test_checkpoints_are_written_in_the_lane_for_them(
     assert threads == {"uploads_0"}
 
 
-def test_the_template_is_made_on_the_cpu(template: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_template_is_made_on_the_cpu(
+    template: Instruments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where checkpoints of one kind of worker must fit another's, and heads are copied once for a worker."""
     heads, rendered = [], []
     start, renderer = work_module.template_start, work_module.AvatarRenderer
@@ -383,6 +389,6 @@ def test_the_template_is_made_on_the_cpu(template: Given, tmp_path: Path, monkey
 
 def test_a_device_has_the_name_that_its_tensors_give(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
-    assert work_module._with_index(torch.device("cuda")) == torch.device("cuda:3")
-    assert work_module._with_index(torch.device("cuda:1")) == torch.device("cuda:1")
-    assert work_module._with_index(torch.device("cpu")) == torch.device("cpu")
+    assert device_module.with_index(torch.device("cuda")) == torch.device("cuda:3")
+    assert device_module.with_index(torch.device("cuda:1")) == torch.device("cuda:1")
+    assert device_module.with_index(torch.device("cpu")) == torch.device("cpu")

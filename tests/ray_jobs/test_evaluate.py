@@ -25,6 +25,7 @@ from tests.avatar.test_avatar import avatar
 from tests.builders.clips import tiny_clip, tiny_head
 from tests.builders.folders import folder_content
 from tests.builders.generators import awaken, tiny_generator
+from tests.builders.ray_commands import exit_code
 from tests.builders.shards import tiny_shards
 from tests.builders.train_jobs import ROOT
 from tests.builders.training import tiny_head_file
@@ -60,18 +61,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(monkeypatch: pytest.MonkeyPatch, *options: Any) -> int:
     """The command in this process, as far as it connects to Ray; its exit code."""
-    from ray_jobs.command import run
-    from ray_jobs.evaluate import app
-
-    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, options)])
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        run(app, "ray_jobs.evaluate")
-    except SystemExit as e:
-        return int(e.code or 0)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    return 0
+    return exit_code(monkeypatch, "evaluate", *options)
 
 
 def options_for(made: Path, out: Path, **changes: Any) -> list[str]:

@@ -18,6 +18,7 @@ from spatialavatar.shards.ingest_config import IngestConfig
 from spatialavatar.shards.manifest import open_shards, read_records
 from tests.builders.clips import tiny_clip, tiny_head
 from tests.builders.folders import folder_content
+from tests.builders.ray_commands import exit_code
 
 pytest.importorskip("ray")
 
@@ -170,18 +171,7 @@ def test_what_comes_back_of_a_group_is_done(tmp_path: Path, ray_cluster: str) ->
 
 def command(monkeypatch: pytest.MonkeyPatch, *options: Any) -> int:
     """The command in this process, as far as it connects to Ray; its exit code."""
-    from ray_jobs.command import run
-    from ray_jobs.ingest import app
-
-    monkeypatch.setattr(sys, "argv", ["ingest", *map(str, options)])
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        run(app, "ray_jobs.ingest")
-    except SystemExit as e:
-        return int(e.code or 0)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    return 0
+    return exit_code(monkeypatch, "ingest", *options)
 
 
 def head_file(folder: Path) -> Path:

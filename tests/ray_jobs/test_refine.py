@@ -3,8 +3,6 @@
 import json
 import os
 import random
-import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +35,7 @@ from tests.builders.fleet import (
     undisturbed,
     write_manifest,
 )
+from tests.builders.ray_commands import exit_code
 from tests.builders.store import Fault
 from tests.builders.train_jobs import ended, wait_for
 from tests.builders.training import tiny_head_file
@@ -66,18 +65,7 @@ def no_lpips(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def command(monkeypatch: pytest.MonkeyPatch, *options: Any) -> int:
     """The command in this process; its exit code."""
-    from ray_jobs.command import run
-    from ray_jobs.refine import app
-
-    monkeypatch.setattr(sys, "argv", ["refine", *map(str, options)])
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        run(app, "ray_jobs.refine")
-    except SystemExit as e:
-        return int(e.code or 0)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    return 0
+    return exit_code(monkeypatch, "refine", *options)
 
 
 def write_config(folder: Path, config: FleetConfig) -> Path:

@@ -14,6 +14,7 @@ from spatialavatar import files
 from spatialavatar.generator.checkpoint import complete_checkpoints
 from spatialavatar.training.config import TrainConfig
 from spatialavatar.training.run import train
+from tests.builders.ray_commands import exit_code
 from tests.builders.store import EVERY, Fault
 from tests.builders.train_jobs import (
     ROOT,
@@ -111,15 +112,10 @@ BAD_INPUT = {
 def test_bad_input_is_one_line(
     ray_cluster: str, folder: Path, config: Path, case: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ray_jobs import command
-    from ray_jobs.train import app
-
     options, message = BAD_INPUT[case]
     out = str(folder / "bad")
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as e:
-        patch.setattr(sys, "argv", ["train", "--config", str(config), "--out", out, *options])
-        command.run(app, "ray_jobs.train")
-    assert e.value.code == 2
+    with pytest.MonkeyPatch.context() as patch:
+        assert exit_code(patch, "train", "--config", config, "--out", out, *options) == 2
     *before, line = capsys.readouterr().err.strip().splitlines()
     assert message in line and line.startswith("error: ")
     assert [told.split(":")[0] for told in before] == ["waiting for machines"] * (case == "no workers")

@@ -17,6 +17,7 @@ from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.evaluation.generator_report import METRICS
 from spatialavatar.training.config import ShardData
 from tests.builders.folders import folder_content
+from tests.builders.ray_commands import exit_code
 from tests.builders.train_jobs import ROOT, ended, wait_for, write_config
 from tests.builders.training import tiny_clips, training_folder, training_in
 from tests.docs.commands import check, invocations
@@ -192,19 +193,7 @@ def test_nobody_is_evaluated_on_who_was_trained_on(tmp_path: Path, overrides: li
 
 def command(monkeypatch: pytest.MonkeyPatch, *options: Any) -> int:
     """The command in this process, which is connected to Ray already; its exit code."""
-    from ray_jobs.command import run
-    from ray_jobs.tune import app
-
-    monkeypatch.setattr(sys, "argv", ["tune", *map(str, options)])
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        run(app, "ray_jobs.tune")
-    except SystemExit as e:
-        return int(e.code or 0)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return 0
+    return exit_code(monkeypatch, "tune", *options)
 
 
 @pytest.mark.parametrize("override", MISTAKES)
@@ -271,7 +260,7 @@ def test_a_sweep_without_any_result_has_failed(
     import ray_jobs.connect
     import ray_jobs.tune
     import ray_jobs.tune_places
-    from ray_jobs.resources import Places
+    from ray_jobs.train_places import Places
     from ray_jobs.tune_result import Ended
 
     room = ray_jobs.tune_places.Room(2, (Places(1, 1.0, False, 1),) * 2)
@@ -288,7 +277,7 @@ def test_a_sweep_without_any_result_has_failed(
 
 def test_a_sweep_that_goes_on_may_run_otherwise(tmp_path: Path, training: Path) -> None:
     """With other workers and less memory it is the same sweep, and what ended stays; not so with another rate."""
-    from ray_jobs.tune_result import begin, fingerprint, require_own
+    from ray_jobs.tune_result import begin, claim_sweep, fingerprint
 
     def planned(*overrides: str) -> tuple[TuneConfig, list[TrialPlan]]:
         sweep = load_config(TuneConfig, sweep_file(tmp_path / "s.yaml", training), overrides)
@@ -301,13 +290,13 @@ def test_a_sweep_that_goes_on_may_run_otherwise(tmp_path: Path, training: Path) 
     begin(out, *first, False)
     free = ["distributed.workers=2", "distributed.wait_seconds=9", "gradient_checkpointing=true", "data.workers=2"]
     other = planned(*(f"set.{value}" for value in free), "concurrent=1")
-    require_own(out, *other, False)
+    claim_sweep(out, *other, False)
     assert prints(*other) == prints(*first)
     changes = ("set.held_out_samples=1", "set.optimizer.clip_norm=2", "evaluate.k=[1]", "evaluate.data.clips=[x]")
     for changed in changes:
         another = planned(changed)
         with pytest.raises(SpatialAvatarError, match=f"holds another sweep .*{changed.split('.')[-1].split('=')[0]}"):
-            require_own(out, *another, False)
+            claim_sweep(out, *another, False)
         assert not set(prints(*another)) & set(prints(*first))
 
 
@@ -497,8 +486,8 @@ def test_another_folder_is_refused(
 
 
 def test_a_damaged_sweep_is_refused(tmp_path: Path) -> None:
-    from ray_jobs.tune_result import require_own
+    from ray_jobs.tune_result import claim_sweep
 
     (tmp_path / "sweep.yaml").write_text("a: [")
     with pytest.raises(SpatialAvatarError, match="not valid YAML"):
-        require_own(str(tmp_path), TuneConfig(train="t", grid={"steps": [1]}), [], False)
+        claim_sweep(str(tmp_path), TuneConfig(train="t", grid={"steps": [1]}), [], False)

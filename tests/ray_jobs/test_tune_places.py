@@ -13,7 +13,7 @@ pytest.importorskip("ray", reason="ray is not installed")
 
 from ray.autoscaler import sdk
 
-from ray_jobs import resources, tune_places
+from ray_jobs import train_places, tune_places
 from ray_jobs.tune_places import find_room
 
 MACHINE = {"CPU": 8.0, "GPU": 1.0}
@@ -29,7 +29,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             state["there"] = min(state["there"] + 1, state["most"])
         return [MACHINE] * state["there"]
 
-    for module in (resources, tune_places):
+    for module in (train_places, tune_places):
         monkeypatch.setattr(module, "machines", machines)
         monkeypatch.setattr(module, "SECONDS_BETWEEN_LOOKS", 0.0)
     monkeypatch.setattr(sdk, "request_resources", lambda bundles: state["asked"].append(bundles))

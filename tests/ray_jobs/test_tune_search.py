@@ -14,11 +14,11 @@ pytest.importorskip("ray", reason="ray is not installed")
 pytest.importorskip("deepspeed", reason="deepspeed is not installed")
 
 from ray_jobs import tune_search
-from ray_jobs.resources import Places
+from ray_jobs.train_places import Places
 from ray_jobs.tune_config import AshaConfig, EvaluateConfig, TrialPlan
 from ray_jobs.tune_result import Ended, read_ended
 from ray_jobs.tune_search import Halving
-from ray_jobs.tune_trial import Job
+from ray_jobs.tune_trial import Trials
 
 ASHA = AshaConfig(grace_period=2, reduction_factor=2)
 
@@ -33,7 +33,7 @@ class Board:
         self.update = SimpleNamespace(remote=lambda name, progress, messages: self.messages.extend(messages))
 
 
-def job_of(out: Path, curves: dict[str, dict[int, float]], todo: str) -> Job:
+def trials_of(out: Path, curves: dict[str, dict[int, float]], todo: str) -> Trials:
     """Trials, by a letter each, with their held-out PSNR so far by step."""
     for name, curve in curves.items():
         lines = [json.dumps({"step": step, "held_out_psnr": psnr}) for step, psnr in curve.items()]
@@ -42,7 +42,7 @@ def job_of(out: Path, curves: dict[str, dict[int, float]], todo: str) -> Job:
     config = tiny_training("clips/*", out / "head", steps=16)
     plans = {name: TrialPlan(name, {}, config, config.data) for name in curves}
     places = dict.fromkeys(todo, Places(1, 1.0, False, 1))
-    return Job(str(out), plans, places, dict.fromkeys(curves, "print"), EvaluateConfig(), {}, {}, None)
+    return Trials(str(out), plans, places, dict.fromkeys(curves, "print"), EvaluateConfig(), {}, {}, None)
 
 
 def reports(halving: Halving, name: str, step: int, psnr: float) -> str:
@@ -54,7 +54,7 @@ def reports(halving: Halving, name: str, step: int, psnr: float) -> str:
 
 def test_who_is_stopped_is_written_down_at_once(tmp_path: Path) -> None:
     board = Board()
-    halving = Halving(ASHA, job_of(tmp_path, {"a": {}, "b": {}}, "ab"), board)
+    halving = Halving(ASHA, trials_of(tmp_path, {"a": {}, "b": {}}, "ab"), board)
     assert reports(halving, "a", 2, 30.0) == "CONTINUE" and reports(halving, "b", 2, 10.0) == "STOP"
     stopped = Ended(stopped=2, held_out_psnr=10.0)
     assert board.ended == {"b": stopped}
@@ -67,7 +67,7 @@ def test_a_store_that_refuses_is_no_reason_to_end(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(tune_search, "write_ended", refuse)
     board = Board()
-    halving = Halving(ASHA, job_of(tmp_path, {"a": {2: 20.0}, "b": {}}, "ab"), board)
+    halving = Halving(ASHA, trials_of(tmp_path, {"a": {2: 20.0}, "b": {}}, "ab"), board)
     assert reports(halving, "b", 2, 10.0) == "STOP" and "b" in board.ended
     assert board.messages == ["stopped, which another program will not know: s3://lab: refused"]
 
@@ -75,16 +75,16 @@ def test_a_store_that_refuses_is_no_reason_to_end(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("todo", ["cd", "d"], ids=["c goes on, too", "c is done"])
 def test_another_program_knows_how_all_stood(tmp_path: Path, todo: str) -> None:
     """The first two were stopped, the third went on: a newcomer is measured against them, not against nobody."""
-    job = job_of(tmp_path, {"a": {2: 10.0}, "b": {2: 12.0}, "c": {2: 20.0, 4: 22.0}, "d": {}}, todo)
-    assert reports(Halving(ASHA, job, Board()), "d", 2, 11.0) == "STOP"
-    assert reports(Halving(ASHA, job, Board()), "d", 2, 15.0) == "CONTINUE"
-    assert reports(Halving(ASHA, job, Board()), "d", 4, 15.0) == "STOP"  # where c alone has been
+    trials = trials_of(tmp_path, {"a": {2: 10.0}, "b": {2: 12.0}, "c": {2: 20.0, 4: 22.0}, "d": {}}, todo)
+    assert reports(Halving(ASHA, trials, Board()), "d", 2, 11.0) == "STOP"
+    assert reports(Halving(ASHA, trials, Board()), "d", 2, 15.0) == "CONTINUE"
+    assert reports(Halving(ASHA, trials, Board()), "d", 4, 15.0) == "STOP"  # where c alone has been
 
 
 def test_a_trial_that_goes_on_counts_once(tmp_path: Path) -> None:
     """It reports again what an earlier program had heard, and goes on where it went on then."""
-    job = job_of(tmp_path, {"a": {2: 30.0, 3: 30.0}, "b": {2: 20.0}, "c": {}}, "ac")
-    halving = Halving(ASHA, job, Board())
+    trials = trials_of(tmp_path, {"a": {2: 30.0, 3: 30.0}, "b": {2: 20.0}, "c": {}}, "ac")
+    halving = Halving(ASHA, trials, Board())
     assert reports(halving, "a", 2, 30.0) == "CONTINUE"
     assert reports(halving, "c", 2, 25.0) == "CONTINUE"  # the median of the two others
     assert reports(halving, "c", 4, 1.0) == "CONTINUE"  # the first there

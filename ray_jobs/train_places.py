@@ -1,25 +1,18 @@
 """What the workers of a training take of a cluster, and whether it is there."""
 
 import math
-import os
-import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import ray
 
+from ray_jobs.cluster import ROUNDING, Machines, free_now, machines, total, workers_on
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.training.config import TrainConfig
 
 SECONDS_BETWEEN_LOOKS = 1.0
-SECONDS_TO_ANSWER = 2.0  # of a machine
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container; hosts have no such file
 HUNDREDTH = 100  # Ray takes finer fractions, people do not
-ROUNDING = 1e-9
-
-Machines = Sequence[Mapping[str, float]]  # resources of each
 
 
 @dataclass(frozen=True)
@@ -37,21 +30,6 @@ class Places:
         return needs(self.cpus, self.gpu)
 
 
-def local_cpus(workers: int) -> int:
-    """What a Ray of this machine alone should count: its CPUs, and at least two for each worker."""
-    return max(usable_cpus(), 2 * workers)
-
-
-def usable_cpus() -> int:
-    """Of this machine, those that this process may use: its affinity, and the quota of its container."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = CPU_QUOTA.read_text().split()
-        return max(1, min(cpus, round(int(quota) / int(period))))
-    except (OSError, ValueError):  # "max": no quota
-        return cpus
-
-
 def held_by_others(places: Places) -> str:
     """What the cluster has for a training, but not now; empty when there is nothing to wait for."""
     free = ray.available_resources()
@@ -61,16 +39,18 @@ def held_by_others(places: Places) -> str:
     return f"{places.workers} worker(s) need {each} each; {free_now()} are free, other jobs hold the rest"
 
 
-def free_now() -> str:
-    free = ray.available_resources()
-    return f"{free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU"
-
-
-def find_places(config: TrainConfig, tell: Callable[[str], None] = lambda line: None) -> Places:
+def find_places(
+    config: TrainConfig,
+    tell: Callable[[str], None] = lambda line: None,
+    *,
+    workers: str = "--workers",
+    above: str = "",
+) -> Places:
     """Room for the training on the cluster that this process is connected to; waits ``wait_seconds`` for it at most.
 
     A cluster that grows is asked for what is missing, which ``tell`` hears when that takes time. Raises
-    SpatialAvatarError that says what is missing.
+    SpatialAvatarError that says what is missing, and what to change: the option ``workers``, and keys of the training,
+    which stand under ``above``.
     """
     from ray.autoscaler.sdk import request_resources
 
@@ -79,13 +59,13 @@ def find_places(config: TrainConfig, tell: Callable[[str], None] = lambda line: 
     try:
         while True:
             nodes = machines()
-            places, missing = _look(config, nodes)
+            places, missing = _look(config, nodes, above)
             if places is not None:
                 return places
             if time.monotonic() >= until:
                 raise SpatialAvatarError(
-                    f"{missing}; lower --workers (batches are shared out evenly), add machines, or wait longer for a "
-                    f"cluster that grows: distributed.wait_seconds, now {config.distributed.wait_seconds:g}"
+                    f"{missing}; lower {workers} (batches are shared out evenly), add machines, or wait longer for a "
+                    f"cluster that grows: {above}distributed.wait_seconds, now {config.distributed.wait_seconds:g}"
                 )
             if not asked:
                 tell(f"waiting for machines: {missing}")
@@ -98,7 +78,7 @@ def find_places(config: TrainConfig, tell: Callable[[str], None] = lambda line: 
             request_resources(bundles=[])  # it would hold machines for ever; a training asks for its own
 
 
-def _look(config: TrainConfig, nodes: Machines) -> tuple[Places | None, str]:
+def _look(config: TrainConfig, nodes: Machines, above: str) -> tuple[Places | None, str]:
     """The places, or what is missing."""
     wanted, workers = config.distributed, config.distributed.workers
     cpus, gpus = total(nodes, "CPU"), total(nodes, "GPU")
@@ -112,7 +92,7 @@ def _look(config: TrainConfig, nodes: Machines) -> tuple[Places | None, str]:
     if left < workers:
         return None, (
             f"{workers} worker(s) of {each} each leave {left} CPU(s) of {there} to prepare batches, expected one for "
-            "each (distributed.cpus_per_worker may be a fraction)"
+            f"each ({above}distributed.cpus_per_worker may be a fraction)"
         )
     data = min(left, config.data.workers or left) // workers
     return Places(workers, worker["CPU"], gpu, max(1, data)), ""
@@ -136,30 +116,5 @@ def needs(cpus: float, gpu: bool) -> dict[str, float]:
     return {"CPU": cpus} | ({"GPU": 1.0} if gpu else {})
 
 
-def workers_on(nodes: Machines, worker: Mapping[str, float]) -> int:
-    """How many there is room for."""
-    return sum(min(int(node.get(name, 0) / need + ROUNDING) for name, need in worker.items()) for node in nodes)
-
-
-def total(nodes: Machines, name: str) -> float:
-    return sum(node.get(name, 0) for node in nodes)
-
-
 def _each(worker: Mapping[str, float]) -> str:
     return " and ".join(f"{need:g} {name}" for name, need in worker.items())
-
-
-def machines() -> list[dict[str, float]]:
-    """Resources of each machine of the cluster, without those that went away and are not missed yet."""
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    there = [node for node in alive if answers(node["NodeManagerAddress"], node["NodeManagerPort"])]
-    return [node["Resources"] for node in there or alive]  # none answers a driver that is outside the cluster
-
-
-def answers(host: str, port: int) -> bool:
-    """Whether somebody listens there."""
-    try:
-        socket.create_connection((host, port), SECONDS_TO_ANSWER).close()
-    except OSError:
-        return False
-    return True

@@ -17,7 +17,7 @@ from spatialavatar.fleet.records import (
 )
 
 
-def sweep(out: files.Location, finished: Collection[str], known: Mapping[str, Record]) -> None:
+def remove_superseded(out: files.Location, finished: Collection[str], known: Mapping[str, Record]) -> None:
     """Checkpoints, failures, records and avatars that are superseded; ``finished`` and ``known`` records by name."""
     current = {id_in(name): name for name in finished}
     records = [name for name in listed(out, RECORDS) if current.get(id_in(name), name) != name]
