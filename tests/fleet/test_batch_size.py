@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spatialavatar.fleet.batch_size import FULL, LAPSE, BatchSizes
@@ -113,6 +113,7 @@ def test_the_best_of_several_measurements_counts() -> None:
     assert sizes.next("gpu") == 2  # 0.4 for each further one: four would take 1.3
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(
