@@ -1,4 +1,4 @@
-"""The avatar: one subject's Gaussians, or what makes them, on its head (design.md, "Kinds of avatar")."""
+"""The avatar: one subject's Gaussians, or what makes them, on its head (docs/formats.md)."""
 
 import dataclasses
 import os

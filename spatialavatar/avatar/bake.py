@@ -1,4 +1,4 @@
-"""From a generated avatar to a static one: its Gaussians at one frame, for good (design.md, "Kinds of avatar")."""
+"""From a generated avatar to a static one: its Gaussians at one frame, for good (docs/formats.md)."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The avatar's files: ``avatar.json`` and its tensors (design.md, "Files of our own").
+"""The avatar's files: ``avatar.json`` and its tensors (docs/formats.md).
 
 ``avatar.json`` is written last: a folder without it is not an avatar. It names the head, the UV layout and where the
 avatar came from. A ``static`` avatar keeps local Gaussians in ``gaussians.safetensors``; a ``generated`` one keeps the

@@ -1,4 +1,4 @@
-"""An avatar under a driver: pose its mesh, place its Gaussians, splat (eq. 1, and design.md "Kinds of avatar")."""
+"""An avatar under a driver: pose its mesh, place its Gaussians, splat (eq. 1)."""
 
 import dataclasses
 

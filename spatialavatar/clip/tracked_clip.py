@@ -1,4 +1,4 @@
-"""TrackedClip: tracked head video with its pictures read lazily (design.md, "Files of our own").
+"""TrackedClip: tracked head video with its pictures read lazily (docs/formats.md).
 
 A clip may be a folder of ours (``open_clip``), a row of a shard, a tracker's folder (importers), or made in memory
 (assembly.py): what differs is only where the bytes of a frame come from. Pictures are read and decoded when asked for.

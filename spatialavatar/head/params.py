@@ -1,4 +1,4 @@
-"""HeadParams: what a tracker says about a head at some instants (design.md, "The values that flow")."""
+"""HeadParams: what a tracker says about a head at some instants (docs/formats.md)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
