@@ -261,11 +261,12 @@ class FleetRun:
         self._finished.follow(self._by_name.keys(), wanted.records)
         for name, subject in self._by_name.items():
             if name not in before and name not in self._finished.names and subject.id not in self.ledger:
-                self._enlist(subject)
+                self._enlist(name)
 
-    def _enlist(self, subject: FleetSubject) -> None:
+    def _enlist(self, name: str) -> None:
         """To be refined, with the failures of earlier runs, unless one of them gave it up."""
-        before, given_up = self._failures.get(self.recipe.name(subject), ([], False))
+        subject = self._by_name[name]
+        before, given_up = self._failures.get(name, ([], False))
         if given_up:
             self._given_up[subject.id] = Case(subject, before)
         else:
@@ -307,7 +308,7 @@ class FleetRun:
         for name in self._finished.take_damaged():
             subject = self._by_name.get(name)
             if subject is not None and subject.id not in self.ledger:
-                self._enlist(subject)
+                self._enlist(name)
 
     def _catch_up(self, ids: Sequence[str]) -> None:
         """Of those that came back: for whom the list has named another clip since, or nothing."""
@@ -316,7 +317,7 @@ class FleetRun:
             self.ledger.drop([id])
             name = self._names.get(id)
             if name is not None and name not in self._finished.names:
-                self._enlist(self._by_name[name])
+                self._enlist(name)
 
     def _keep_failure(self, case: Case, given_up: bool) -> None:
         name = self.recipe.name(case.subject)
