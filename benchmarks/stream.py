@@ -47,7 +47,8 @@ from spatialavatar.head import HeadModel, HeadReference, builtin_head
 from spatialavatar.shards import open_shards
 from spatialavatar.shards.entry import ShardRecord
 from spatialavatar.shards.file import ShardWriter, shard_file
-from spatialavatar.shards.manifest import write_manifest, write_record
+from spatialavatar.shards.manifest import write_manifest
+from spatialavatar.shards.records import write_record
 from spatialavatar.training.batch import PackedBatch
 from spatialavatar.training.config import TrainConfig
 from spatialavatar.training.pool import open_pool

@@ -95,7 +95,7 @@ def sample(
     from spatialavatar import files
     from spatialavatar.clip.pictures import encode
     from spatialavatar.shards import open_shards
-    from spatialavatar.shards.report import sample_sheet
+    from spatialavatar.shards.sheet import sample_sheet
 
     files.refuse_existing(out, force)
     shards = open_shards(url)

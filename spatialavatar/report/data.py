@@ -6,7 +6,8 @@ from spatialavatar import files
 from spatialavatar.clip.pictures import encode
 from spatialavatar.report.content import Facts, Figure, Problem, Section
 from spatialavatar.shards.manifest import MANIFEST_FILE, REJECTED_FILE, open_shards
-from spatialavatar.shards.report import sample_sheet, summary
+from spatialavatar.shards.report import summary
+from spatialavatar.shards.sheet import sample_sheet
 
 CLIPS_SHOWN = 4
 LISTED = 100  # rejected sources

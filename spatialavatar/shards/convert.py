@@ -34,8 +34,8 @@ from spatialavatar.shards.entry import ClipEntry, Rejected, ShardFacts, ShardRec
 from spatialavatar.shards.file import FOLDER, NewRow, ShardWriter, shard_file
 from spatialavatar.shards.find import CLIP_FORMAT, SourceFolder
 from spatialavatar.shards.ingest_config import IngestConfig, settings_hash
-from spatialavatar.shards.manifest import read_record, record_file, write_record
 from spatialavatar.shards.plan import Clips, Group, Item, grouped
+from spatialavatar.shards.records import read_record, record_file, write_record
 
 LARGEST_SHARD = 8 << 30  # bytes after which a shard takes no further folder
 READERS = 8  # frames asked for at a time, of a store that takes its time for each

@@ -18,8 +18,9 @@ from spatialavatar.shards.convert import Converted, convert, remove_leftovers
 from spatialavatar.shards.entry import Rejected
 from spatialavatar.shards.find import CLIP_FORMAT, SourceFolder, find_sources
 from spatialavatar.shards.ingest_config import IngestConfig, check_config, claim_output, settings_hash
-from spatialavatar.shards.manifest import open_shards, read_records, recorded_shards, write_manifest
+from spatialavatar.shards.manifest import open_shards, write_manifest
 from spatialavatar.shards.plan import Group, plan_groups, recorded_keys
+from spatialavatar.shards.records import read_records, recorded_shards
 
 _FINISHES = 20  # of ingests that end at the same time
 

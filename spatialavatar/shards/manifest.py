@@ -9,8 +9,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -36,20 +35,17 @@ from spatialavatar.shards.entry import (
     ShardFacts,
     ShardRecord,
     Text,
-    folder_key,
     head_from_json,
 )
 from spatialavatar.shards.file import FOLDER, read_clip
+from spatialavatar.shards.records import LARGEST_RECORD, parsed, standing_rejections
 
 FORMAT = "spatialavatar-shards"
 VERSION = 1
 MANIFEST_FILE = "manifest.json"
 TABLE_FILE = "manifest.parquet"
 REJECTED_FILE = "rejected.jsonl"
-RECORD_SUFFIX = ".json"
-READERS = 32  # requests at once, of a store that takes its time for each
 _LARGEST_JSON = 1 << 24
-_LARGEST_RECORD = 1 << 28
 _LARGEST_TABLE = 4 << 30
 _RULES: dict[str, Rule] = {**ENTRY_RULES, **FACT_RULES}  # the columns of the table
 
@@ -112,9 +108,9 @@ class ShardSet:
         if not self.rejected_count:
             return ()
         listed = []
-        for number, line in enumerate(files.read_bytes(location, _LARGEST_RECORD).splitlines(), 1):
+        for number, line in enumerate(files.read_bytes(location, LARGEST_RECORD).splitlines(), 1):
             where = f"{location}: line {number}"
-            listed.append(Rejected.from_json(_parsed(line, where), where))
+            listed.append(Rejected.from_json(parsed(line, where), where))
         return tuple(listed)
 
     def _row(self, index: int) -> dict[str, pa.Scalar]:
@@ -142,7 +138,7 @@ def open_shards(location: files.Location) -> ShardSet:
         raise SpatialAvatarError(
             f"{folder}: no data set of shards, it holds no {MANIFEST_FILE}; make one by an ingest"
         ) from None
-    value = _parsed(content, name)
+    value = parsed(content, name)
     again = "run the ingest again, which writes it anew"
     if not isinstance(value, dict) or value.get("format") != FORMAT or value.get("version") != VERSION:
         raise SpatialAvatarError(f'{name}: expected "format": "{FORMAT}", "version": {VERSION}; {again}')
@@ -161,56 +157,6 @@ def open_shards(location: files.Location) -> ShardSet:
         raise SpatialAvatarError(f"{table_name}: is not the table that {MANIFEST_FILE} was written for; {again}")
     table = _read_table(table_name, data, value["clips"], head)
     return ShardSet(folder, head, value["ingest"], value["rejected"], table)
-
-
-def record_file(folder: files.Location, shard: str) -> str:
-    return files.join(folder, FOLDER, shard + RECORD_SUFFIX)
-
-
-def recorded_shards(folder: files.Location) -> list[str]:
-    """Names of every complete shard."""
-    names = [name for name in files.list_folder(files.join(folder, FOLDER)) if name.endswith(RECORD_SUFFIX)]
-    return [name.removesuffix(RECORD_SUFFIX) for name in names if not name.startswith(".")]
-
-
-def write_record(folder: files.Location, record: ShardRecord) -> None:
-    """Say that a shard is complete; its file must be in its place."""
-    files.write_json(record_file(folder, record.shard), record.to_json())
-
-
-def read_record(folder: files.Location, shard: str) -> ShardRecord:
-    """Raises SpatialAvatarError: no such record, or a faulty one."""
-    location = record_file(folder, shard)
-    record = ShardRecord.from_json(_parsed(files.read_bytes(location, _LARGEST_RECORD), location), location)
-    if record.shard != shard:
-        raise SpatialAvatarError(f"{location}: is the record of shard '{record.shard}'; restore the file")
-    return record
-
-
-def read_records(folder: files.Location) -> list[ShardRecord]:
-    """The records of every complete shard, by name; many at once. Raises SpatialAvatarError as ``read_record``."""
-    with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(lambda shard: read_record(folder, shard), recorded_shards(folder)))
-
-
-def standing_rejections(records: Iterable[ShardRecord], unreadable: Iterable[Rejected] = ()) -> list[Rejected]:
-    """What was rejected and did not become a clip in another attempt, by key; the latest reason for each."""
-    made: set[str] = set()
-    latest: dict[str, Rejected] = {}
-
-    def note(rejected: Rejected) -> None:
-        before = latest.get(rejected.key)
-        if before is None or (rejected.attempts, rejected.reason) > (before.attempts, before.reason):
-            latest[rejected.key] = rejected
-
-    for record in records:
-        for entry in record.entries:
-            made |= {entry.key, folder_key(entry.key)}  # a folder that once could not be opened, and then could
-        for rejected in record.rejected:
-            note(rejected)
-    for rejected in unreadable:
-        note(rejected)
-    return [latest[key] for key in sorted(latest) if key not in made]
 
 
 def write_manifest(
@@ -324,13 +270,3 @@ def _table_problem(table: pa.Table, head: HeadReference) -> str | None:
 def column_values(table: pa.Table, name: str) -> list[Any]:
     """The different values of a column, in the order in which they come."""
     return list(pc.unique(table.column(name)).to_pylist())
-
-
-def _parsed(data: bytes, name: str) -> Any:
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as e:  # also numbers of thousands of digits and nested brackets
-        reason = ascii(str(e))[1:-1][:120]
-        raise SpatialAvatarError(
-            f"{name}: not usable JSON ({reason}); restore the file or run the ingest again"
-        ) from None

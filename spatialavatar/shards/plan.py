@@ -15,7 +15,7 @@ from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.shards.entry import Rejected, ShardRecord, clip_key, folder_key
 from spatialavatar.shards.find import SourceFolder
 from spatialavatar.shards.ingest_config import IngestConfig
-from spatialavatar.shards.manifest import standing_rejections
+from spatialavatar.shards.records import standing_rejections
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from spatialavatar.clip.tracked_clip import TrackedClip
 from spatialavatar.head.reference import HeadReference
 from spatialavatar.shards import Rejected, ShardRecord, ShardSet, ShardWriter, open_shards
 from spatialavatar.shards.file import shard_file
-from spatialavatar.shards.manifest import write_manifest, write_record
+from spatialavatar.shards.manifest import write_manifest
+from spatialavatar.shards.records import write_record
 from tests.builders.clips import tiny_head, tiny_parts, tiny_pictures
 
 SETTINGS = "made for tests"

@@ -15,7 +15,8 @@ from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError, StoreError
 from spatialavatar.shards.ingest import Count, IngestSummary, Work, finish, ingest, prepare
 from spatialavatar.shards.ingest_config import IngestConfig
-from spatialavatar.shards.manifest import open_shards, read_records
+from spatialavatar.shards.manifest import open_shards
+from spatialavatar.shards.records import read_records
 from tests.builders.clips import tiny_clip, tiny_head
 from tests.builders.folders import folder_content
 from tests.builders.ray_commands import exit_code

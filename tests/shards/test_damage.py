@@ -25,8 +25,8 @@ from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.shards import ClipEntry, open_shards, read_clip
 from spatialavatar.shards.entry import ENTRY_RULES, checked
 from spatialavatar.shards.file import shard_file
-from spatialavatar.shards.manifest import read_records
 from spatialavatar.shards.pages import read_values
+from spatialavatar.shards.records import read_records
 from tests.builders.shards import tiny_shards, tiny_take
 
 FOLDER = "memory://shards/damage"

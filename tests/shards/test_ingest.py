@@ -23,8 +23,9 @@ from spatialavatar.shards.convert import Converted, convert, quarantine, remove_
 from spatialavatar.shards.find import SourceFolder, find_sources
 from spatialavatar.shards.ingest import Count, IngestSummary, Work, finish, in_turn, ingest, prepare
 from spatialavatar.shards.ingest_config import IngestConfig
-from spatialavatar.shards.manifest import ShardSet, open_shards, read_records
+from spatialavatar.shards.manifest import ShardSet, open_shards
 from spatialavatar.shards.plan import plan_groups
+from spatialavatar.shards.records import read_records
 from spatialavatar.shards.report import summary, verify
 from tests.builders.clips import tiny_clip, tiny_head
 from tests.builders.folders import folder_content

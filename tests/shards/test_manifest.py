@@ -18,7 +18,8 @@ from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head.reference import HeadReference
 from spatialavatar.shards import Rejected, ShardRecord, open_shards
 from spatialavatar.shards.entry import MOST_CLIPS
-from spatialavatar.shards.manifest import read_records, write_manifest
+from spatialavatar.shards.manifest import write_manifest
+from spatialavatar.shards.records import read_records
 from tests.builders.clips import tiny_head
 from tests.builders.shards import tiny_shards, tiny_take, write_shard
 

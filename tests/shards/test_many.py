@@ -15,7 +15,7 @@ import pytest
 from spatialavatar.head import write_head
 from spatialavatar.head.model import ARRAYS
 from spatialavatar.shards.ingest_config import IngestConfig, claim_output, settings_hash
-from spatialavatar.shards.manifest import write_record
+from spatialavatar.shards.records import write_record
 from tests.builders.clips import tiny_clip, tiny_head
 from tests.builders.shards import tiny_take, write_shard
 

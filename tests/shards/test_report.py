@@ -17,8 +17,10 @@ from spatialavatar.clip.pictures import EncodedFrame, decode, encode
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head.reference import HeadReference
 from spatialavatar.shards import Rejected, open_shards
-from spatialavatar.shards.manifest import write_manifest, write_record
-from spatialavatar.shards.report import CELL, sample_sheet, summary, verify
+from spatialavatar.shards.manifest import write_manifest
+from spatialavatar.shards.records import write_record
+from spatialavatar.shards.report import summary, verify
+from spatialavatar.shards.sheet import CELL, sample_sheet
 from tests.builders.clips import tiny_head
 from tests.builders.shards import tiny_shards, tiny_take, write_shard
 

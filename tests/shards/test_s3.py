@@ -14,7 +14,8 @@ from spatialavatar.errors import SpatialAvatarError, StoreError
 from spatialavatar.shards.convert import Converted
 from spatialavatar.shards.ingest import IngestSummary, Work, ingest
 from spatialavatar.shards.ingest_config import IngestConfig
-from spatialavatar.shards.manifest import open_shards, read_records
+from spatialavatar.shards.manifest import open_shards
+from spatialavatar.shards.records import read_records
 from spatialavatar.training.batch import PackedBatch
 from spatialavatar.training.config import TrainConfig
 from spatialavatar.training.pool import open_pool
