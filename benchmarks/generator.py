@@ -37,8 +37,8 @@ from spatialavatar.losses.perceptual import Lpips
 from spatialavatar.splat.binding import bind
 from spatialavatar.splat.rasterize import rasterize
 from spatialavatar.training import step
-from spatialavatar.training.batch import make_batch
 from spatialavatar.training.config import DataConfig, SyntheticData, TrainConfig
+from spatialavatar.training.packed_batch import make_batch
 from spatialavatar.training.pool import open_pool
 from spatialavatar.training.setup import anchor_at, build_module, training_head
 from spatialavatar.training.summary import made_up_batch, summarize

@@ -47,8 +47,10 @@ from spatialavatar.refine.subject import Subject
 from spatialavatar.splat.gaussians import LocalGaussians
 from spatialavatar.training.batch import Batch
 from spatialavatar.training.config import DataConfig, SyntheticData, TrainConfig
+from spatialavatar.training.folder import LOG
 from spatialavatar.training.pool import ClipPool, open_pool
-from spatialavatar.training.run import LOG, Progress, train
+from spatialavatar.training.progress import Progress
+from spatialavatar.training.run import train
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "dev"
 PEOPLE, FIRST = 24, 100_000  # held out: numbers that no training draws

@@ -49,8 +49,8 @@ from spatialavatar.shards.entry import ShardRecord
 from spatialavatar.shards.file import ShardWriter, shard_file
 from spatialavatar.shards.manifest import write_manifest
 from spatialavatar.shards.records import write_record
-from spatialavatar.training.batch import PackedBatch
 from spatialavatar.training.config import TrainConfig
+from spatialavatar.training.packed_batch import PackedBatch
 from spatialavatar.training.pool import open_pool
 from spatialavatar.training.stream import Plan, keep_freed_memory, prepare
 

@@ -20,8 +20,8 @@ from ray.data import ExecutionResources
 
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head import HeadModel
-from spatialavatar.training.batch import PackedBatch
 from spatialavatar.training.config import TrainConfig
+from spatialavatar.training.packed_batch import PackedBatch
 from spatialavatar.training.pool import ClipPool, open_pool
 from spatialavatar.training.stream import Plan, Share, assembled, keep_freed_memory, prepare, share_of_memory
 

@@ -76,7 +76,7 @@ def _train(settings: "TrainConfig", folder: str, force: bool, address: str | Non
     from spatialavatar.cli.console import say
     from spatialavatar.cli.train import plan
     from spatialavatar.errors import SpatialAvatarError
-    from spatialavatar.training.run import CONFIG, PARTS
+    from spatialavatar.training.folder import CONFIG, PARTS
 
     settings = absolute(settings)
     check(settings, folder, force)

@@ -21,9 +21,9 @@ from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.generator.checkpoint import complete_checkpoints
 from spatialavatar.losses.lpips_weights import WEIGHTS_VARIABLE, require_alexnet_features
 from spatialavatar.training.config import DataConfig, TrainConfig
+from spatialavatar.training.folder import claim_run
 from spatialavatar.training.optimization import learning_rate_factor
 from spatialavatar.training.pool import open_pool
-from spatialavatar.training.run import claim_run
 from spatialavatar.training.setup import find_parent, training_head
 from spatialavatar.training.stream import Share
 

@@ -14,7 +14,7 @@ from spatialavatar.errors import SpatialAvatarError, StoreError
 from spatialavatar.evaluation.sweep_folder import CSV, ENDED, EVALUATION, MARKDOWN, PLOT, SWEEP, TRIALS, TUNE
 from spatialavatar.evaluation.table import METRICS, VARIANT, Column, csv_table, table
 from spatialavatar.training.checkpoint import HARMLESS
-from spatialavatar.training.loop import LOG
+from spatialavatar.training.folder import LOG
 
 PARTS = (TRIALS, ENDED, TUNE, MARKDOWN, CSV, PLOT, SWEEP)
 COMPARED = ("search", "asha", "evaluate")  # what else makes a sweep, beside its trials

@@ -197,7 +197,8 @@ def _film(studio: Studio) -> "tuple[TrackedClip, TrackedClip]":
 
 
 def _train(studio: Studio, config: "TrainConfig") -> None:
-    from spatialavatar.training.run import Progress, train
+    from spatialavatar.training.progress import Progress
+    from spatialavatar.training.run import train
 
     with progress("training", config.steps) as update:
 

@@ -21,7 +21,7 @@ from spatialavatar.cli.console import (
 
 if TYPE_CHECKING:
     from spatialavatar.training.config import TrainConfig
-    from spatialavatar.training.run import Progress
+    from spatialavatar.training.progress import Progress
 
 SPEED_STEPS = 20  # over which samples/s is averaged
 CLIPS_NAMED = 3  # in the plan; of more, the number is said
@@ -70,7 +70,8 @@ def train(
     from spatialavatar.config import load_config
     from spatialavatar.errors import SpatialAvatarError
     from spatialavatar.training.config import TrainConfig
-    from spatialavatar.training.run import CONFIG, StopTraining
+    from spatialavatar.training.folder import CONFIG
+    from spatialavatar.training.progress import StopTraining
     from spatialavatar.training.run import train as train_generator
 
     one_of_resume_and_force(resume, force)
@@ -179,7 +180,7 @@ def plan(config: "TrainConfig", device: str, out: str) -> str:
 
 
 def _outcome(config: "TrainConfig", out: str, checkpoint: str, seconds: float, held_out: float | None) -> str:
-    from spatialavatar.training.run import LOG, SHEETS, TENSORBOARD
+    from spatialavatar.training.folder import LOG, SHEETS, TENSORBOARD
 
     run, curves = shlex.quote(out), shlex.quote(f"{out}/{TENSORBOARD}")
     quality = "" if held_out is None else f", held-out PSNR {held_out:.2f} dB"

@@ -18,8 +18,10 @@ from spatialavatar.generator.decoder import Decoded
 from spatialavatar.generator.generator import Generator
 from spatialavatar.generator.sources import Sources
 from spatialavatar.losses.perceptual import Lpips
-from spatialavatar.training.batch import Batch, Example, collate
-from spatialavatar.training.draws import Stream, generator_for
+from spatialavatar.training.batch import Batch
+from spatialavatar.training.draws import Purpose, generator_for
+from spatialavatar.training.example import Example
+from spatialavatar.training.packed_batch import collate
 from spatialavatar.training.pool import ClipPool
 from spatialavatar.training.step import Pictures, render
 
@@ -49,7 +51,7 @@ def cases(pool: ClipPool, sources: int, targets: int, seed: int = 0) -> list[Cas
 def cases_of(pool: ClipPool, clip: int, sources: int, targets: int, seed: int, number: int) -> list[Case]:
     """The cases of one clip, whose frames are a function of (seed, ``number``)."""
     facts = pool.facts(clip)
-    rng = generator_for(seed, Stream.HELD_OUT, number)
+    rng = generator_for(seed, Purpose.HELD_OUT, number)
     frames = [FrameIndex(t, c) for t in facts.instants for c in facts.cameras]
     order = [frames[i] for i in rng.permutation(len(frames))]
     first = next(frame for frame in order if frame.instant == facts.instants[0])

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from spatialavatar.clip.square import SquarePicture
 from spatialavatar.training.config import AugmentConfig
-from spatialavatar.training.draws import Stream, generator_for
+from spatialavatar.training.draws import Purpose, generator_for
 from spatialavatar.training.pool import View
 
 
@@ -24,7 +24,7 @@ def augmented(
     """The frames of sample ``number``; a function of (seed, number) and of what is given."""
     if not (config.color or config.framing):
         return sources, target
-    rng = generator_for(seed, Stream.AUGMENT, number)
+    rng = generator_for(seed, Purpose.AUGMENT, number)
     gain, gamma = np.exp(config.color * rng.uniform(-1, 1, (2, 3)))
     zoom = np.exp(config.framing * rng.uniform(-1, 1, len(sources)))
     shift = config.framing / 2 * rng.uniform(-1, 1, (len(sources), 2))  # of the side

@@ -1,7 +1,7 @@
-"""Random draws that are functions of (seed, stream, numbers) alone (method.md section 3).
+"""Random draws that are functions of (seed, purpose, numbers) alone (method.md section 3).
 
 Philox-4x64 (Salmon et al. 2011) is a bijection from (key, counter) to random words. The key holds the seed and the
-stream, the upper counter words hold the numbers, and the lowest word counts the draws made, so that two different
+purpose, the upper counter words hold the numbers, and the lowest word counts the draws made, so that two different
 calls never share a word. Nothing depends on rank, worker, time or order: a run that resumes at sample n draws what an
 unbroken run draws there.
 """
@@ -14,7 +14,7 @@ MAX_NUMBERS = 3  # counter words beside the one that counts draws
 _WORD = 1 << 64
 
 
-class Stream(IntEnum):
+class Purpose(IntEnum):
     """What a draw is for. A value, once given, keeps its meaning: old runs resume by it."""
 
     CLIP = 1  # numbers: epoch
@@ -24,7 +24,7 @@ class Stream(IntEnum):
     AUGMENT = 5  # sample
 
 
-def generator_for(seed: int, stream: Stream, *numbers: int) -> np.random.Generator:
+def generator_for(seed: int, purpose: Purpose, *numbers: int) -> np.random.Generator:
     """A generator of its own for up to three numbers (sample, epoch ...); it costs about 7 microseconds.
 
     Raises ValueError for more numbers, and for a seed or number outside 0 .. 2^64 - 1.
@@ -33,7 +33,7 @@ def generator_for(seed: int, stream: Stream, *numbers: int) -> np.random.Generat
         raise ValueError(f"{len(numbers)} numbers for one draw; at most {MAX_NUMBERS} fit")
     if any(not 0 <= value < _WORD for value in (seed, *numbers)):
         raise ValueError(f"seed and numbers of a draw must be in 0 .. 2^64 - 1, got {(seed, *numbers)}")
-    key = np.array([seed, stream | len(numbers) << 32], np.uint64)  # (5,) and (5, 0) are different draws
+    key = np.array([seed, purpose | len(numbers) << 32], np.uint64)  # (5,) and (5, 0) are different draws
     counter = np.zeros(1 + MAX_NUMBERS, np.uint64)
     counter[1 : 1 + len(numbers)] = numbers
     return np.random.Generator(np.random.Philox(key=key, counter=counter))

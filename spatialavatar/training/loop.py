@@ -19,10 +19,13 @@ from spatialavatar import files, tensor_files
 from spatialavatar.clip.pictures import encode
 from spatialavatar.errors import SpatialAvatarError, StoreError
 from spatialavatar.sheets import stacked
-from spatialavatar.training.batch import Batch, PackedBatch, collate, make_example
+from spatialavatar.training.batch import Batch
 from spatialavatar.training.checkpoint import Checkpoint, TrainingState, save_checkpoint
 from spatialavatar.training.config import TrainConfig
-from spatialavatar.training.group import Elsewhere, Group
+from spatialavatar.training.example import make_example
+from spatialavatar.training.folder import FAILED_BATCH, FAILED_BATCHES, LOG, SHEETS, TENSORBOARD
+from spatialavatar.training.group import Elsewhere
+from spatialavatar.training.packed_batch import PackedBatch, collate
 from spatialavatar.training.performance import Meter
 from spatialavatar.training.pool import ClipPool
 from spatialavatar.training.progress import Progress, StopTraining
@@ -31,11 +34,6 @@ from spatialavatar.training.step import Objective, render
 from spatialavatar.training.trainer import NotFinite, Trainer
 from spatialavatar.writer import Writer
 
-LOG = "train.jsonl"
-SHEETS = "sheets"
-TENSORBOARD = "tensorboard"
-FAILED_BATCH = "failed-batch.safetensors"  # of one process
-FAILED_BATCHES = "failed-batches"  # of many: rank-0.safetensors ...
 SHEET_ROWS = 6
 SECONDS_BETWEEN_WRITES = 1.0  # of the log, at least
 SECONDS_BETWEEN_UPLOADS = 30.0  # the same on a store, where a file is written whole
@@ -58,26 +56,24 @@ class Loop:
     def __init__(
         self,
         trainer: Trainer,
-        config: TrainConfig,
-        held_out: ClipPool | None,  # the first process'
         out: files.Location,
         origin: Origin,
-        observe: Callable[[Progress], None],
-        group: Group,
+        held_out: ClipPool | None,  # the first process'
         writer: Writer | None,  # the first process'
-        device: torch.device,
+        observe: Callable[[Progress], None],
         again: str,
     ) -> None:
-        self.trainer, self.generator, self.held_out_pool = trainer, trainer.module.generator, held_out
-        self.config, self.out, self.origin, self.observe, self.group = config, out, origin, observe, group
-        self.progress = Progress(0, config.steps, 0.0)
-        self._writer, self._device, self._again = writer, device, again
+        module = trainer.module
+        self.trainer, self.group, self.config, self.generator = trainer, trainer.group, module.config, module.generator
+        self.out, self.origin, self.held_out_pool, self.observe = out, origin, held_out, observe
+        self.progress = Progress(0, self.config.steps, 0.0)
+        self._writer, self._device, self._again = writer, module.device, again
         self._window: list[dict[str, float]] = []
         self._log_lines: list[str] = []
         self._log_written = 0.0
         self._between_writes = SECONDS_BETWEEN_WRITES if files.is_local(out) else SECONDS_BETWEEN_UPLOADS
         self._since = time.perf_counter()
-        self._meter = Meter(device)
+        self._meter = Meter(self._device)
         self._board: Any = None
         self._held_out: list[Batch] | None = None
         self._saved_step = 0  # of the newest checkpoint

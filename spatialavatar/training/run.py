@@ -16,12 +16,9 @@ import torch
 import yaml
 
 from spatialavatar import files
-from spatialavatar.config import load_config
-from spatialavatar.errors import SpatialAvatarError
-from spatialavatar.generator.checkpoint import CHECKPOINTS, complete_checkpoints
+from spatialavatar.generator.checkpoint import complete_checkpoints
 from spatialavatar.head import HeadModel
 from spatialavatar.losses.perceptual import Lpips
-from spatialavatar.training.batch import PackedBatch
 from spatialavatar.training.checkpoint import (
     ANCHOR,
     Checkpoint,
@@ -30,19 +27,12 @@ from spatialavatar.training.checkpoint import (
 )
 from spatialavatar.training.config import TrainConfig
 from spatialavatar.training.engine import MakeEngine, PlainEngine
+from spatialavatar.training.folder import CONFIG, FAILED_BATCH, FAILED_BATCHES, PARTS, claim_run
 from spatialavatar.training.group import Alone, Group, unanimous
-from spatialavatar.training.loop import (
-    FAILED_BATCH,
-    FAILED_BATCHES,
-    LOG,
-    SHEETS,
-    TENSORBOARD,
-    Loop,
-    Origin,
-    Progress,
-    StopTraining,
-)
+from spatialavatar.training.loop import Loop, Origin
+from spatialavatar.training.packed_batch import PackedBatch
 from spatialavatar.training.pool import ClipPool, open_pool
+from spatialavatar.training.progress import Progress, StopTraining
 from spatialavatar.training.setup import (
     anchor_at,
     anchor_hash,
@@ -58,9 +48,6 @@ from spatialavatar.training.step import TrainingModule
 from spatialavatar.training.stream import batches, worker_batches
 from spatialavatar.training.trainer import Trainer
 from spatialavatar.writer import Writer
-
-CONFIG = "config.yaml"
-PARTS = (CHECKPOINTS, LOG, SHEETS, TENSORBOARD, FAILED_BATCH, FAILED_BATCHES, ANCHOR)  # beside the configuration
 
 Stream = Callable[[HeadModel, int], Generator[PackedBatch, None, None]]  # own rows from a step on
 
@@ -95,9 +82,7 @@ def train(
         return start.folder
     ready = unanimous(group, lambda: _Ready.of(config, out, device, start, group, stream))
     trainer = Trainer(ready.module, config, make_engine(ready.module, config), group)
-    run = Loop(
-        trainer, config, ready.held_out, out, ready.origin, observe, group, ready.writer, torch.device(device), again
-    )
+    run = Loop(trainer, out, ready.origin, ready.held_out, ready.writer, observe, again)
     if ready.found is not None:
         unanimous(group, partial(run.resume, ready.found))
     with closing(ready.batches(trainer.step_number)) as ours:
@@ -195,31 +180,3 @@ class _Ready:
             return batches(pool, config, step)
 
         return _Ready(build_module(config, generator, anchor, device, lpips), found, origin, held_out, writer, ours)
-
-
-def claim_run(out: files.Location, resume: bool, force: bool, parent: str | None = None) -> None:
-    """Raises SpatialAvatarError when ``out`` holds what this run must not replace, ``force`` or not.
-
-    That is whatever is no training run of ours but bears one of its names, and the run that this one goes on from.
-    """
-    if parent is not None and _inside(parent, out):
-        raise SpatialAvatarError(f"{out}: holds phase1_checkpoint {parent}; name another folder for this run")
-    names = files.list_folder(out)
-    if CONFIG in names:
-        try:
-            load_config(TrainConfig, files.join(out, CONFIG))
-        except SpatialAvatarError as e:
-            raise SpatialAvatarError(
-                f"{out}: its {CONFIG} is no training run's of this program ({e}); name another folder"
-            ) from None
-        if not (resume or force):
-            raise SpatialAvatarError(f"{out}: holds a training run; go on with --resume, or start over with --force")
-    elif taken := [name for name in PARTS if name in names]:
-        raise SpatialAvatarError(f"{out}: holds {taken[0]}, but no {CONFIG} of a training run; name another folder")
-    files.claim_output_folder(out, CONFIG, force)
-
-
-def _inside(location: str, folder: files.Location) -> bool:
-    if files.is_local(location) and files.is_local(folder):
-        return files.local_path(location).resolve().is_relative_to(files.local_path(folder).resolve())
-    return files.join(location, "").startswith(files.join(folder, ""))

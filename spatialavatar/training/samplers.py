@@ -14,7 +14,7 @@ from jaxtyping import Float
 from spatialavatar.clip import FrameIndex
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.training.config import SamplerConfig
-from spatialavatar.training.draws import Stream, generator_for
+from spatialavatar.training.draws import Purpose, generator_for
 
 VIEW_SHARE = 0.5  # of the difficulty score; expression has the rest
 NOISE = 1e-6  # radians or code units: a mean difference below this is rounding and counts as zero
@@ -55,7 +55,7 @@ def clip_of(visit: int, clips: int, seed: int) -> int:
 
 @lru_cache(maxsize=4)  # of many thousand clips, and asked for sample by sample
 def _order(seed: int, epoch: int, clips: int) -> np.ndarray:
-    return generator_for(seed, Stream.CLIP, epoch).permutation(clips)
+    return generator_for(seed, Purpose.CLIP, epoch).permutation(clips)
 
 
 def temperature_at(progress: float, config: SamplerConfig) -> float:
@@ -99,7 +99,7 @@ def draw_monocular(facts: ClipFacts, number: int, seed: int, config: SamplerConf
             f"{facts.name}: {_usable(facts)}, but a training sample takes a source and another frame as target "
             "(at least 2 instants); track more frames or leave the clip out"
         )
-    rng = generator_for(seed, Stream.SOURCES, number)
+    rng = generator_for(seed, Purpose.SOURCES, number)
     count = min(_source_count(rng, config), len(instants) - 1)
     camera = int(rng.choice(facts.cameras))
     order = rng.permutation(instants)
@@ -127,7 +127,7 @@ def draw_multi_view(facts: ClipFacts, number: int, seed: int, config: SamplerCon
             f"{facts.name}: {_usable(facts)}, but a multi-view sample takes at least 2 cameras or 2 instants; "
             "capture more of them or leave the clip out"
         )
-    rng = generator_for(seed, Stream.SOURCES, number)
+    rng = generator_for(seed, Purpose.SOURCES, number)
     count = _source_count(rng, config)
     across_time = bool(rng.random() < config.cross_time)
     if len(facts.cameras) < 2 or len(facts.instants) < 2:

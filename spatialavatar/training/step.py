@@ -82,6 +82,11 @@ class TrainingModule(nn.Module):
         self._anchor = anchor
         self.register_buffer("_pairs", texel_pairs(generator.layout), persistent=False)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self._pairs.device
+
     def forward(self, batch: Batch) -> Objective:
         half = self.config.precision == "bf16"
         device = batch.background.device.type

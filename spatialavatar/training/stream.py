@@ -21,8 +21,9 @@ from typing import TypeVar, overload
 from spatialavatar.clip import FrameIndex
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head import HeadModel
-from spatialavatar.training.batch import PackedBatch, clip_of_sample, draw_of_sample, make_example, pack
 from spatialavatar.training.config import DataConfig, TrainConfig
+from spatialavatar.training.example import clip_of_sample, draw_of_sample, make_example
+from spatialavatar.training.packed_batch import PackedBatch, pack
 from spatialavatar.training.pool import ClipPool, open_pool
 from spatialavatar.training.samplers import ClipFacts
 

@@ -30,7 +30,7 @@ class Trainer:
         self.step_number = 0
         self.learning_rate = 0.0  # of the last step, before the encoder side's decay
         self.failed_here = False  # whether this process' own loss was the one that is no number
-        self._group = group or Alone()
+        self.group = group or Alone()
 
     def seek(self, step: int) -> None:
         """Stand before step number ``step``: the schedule is a function of it."""
@@ -54,7 +54,7 @@ class Trainer:
         try:
             norm = self.engine.update(objective.loss)
         except torch.OutOfMemoryError as e:
-            if self._group.share.world == 1:
+            if self.group.share.world == 1:
                 raise
             # the others wait for this process' gradient: only its end can tell them
             raise RuntimeError(f"out of memory in the backward pass of step {self.step_number + 1}") from e
@@ -68,14 +68,14 @@ class Trainer:
 
     def abstain(self) -> None:
         """In place of a step, for a process that can't do it: the others, who would wait, then stop with NotFinite."""
-        self._group.mean([math.nan])
+        self.group.mean([math.nan])
 
     def _mean(self, objective: Objective) -> Objective:
         own, *terms = torch.stack([objective.loss.detach(), *objective.terms.values()]).tolist()  # waits once
-        (loss,) = self._group.mean([own])
+        (loss,) = self.group.mean([own])
         if not math.isfinite(loss):
             self.failed_here = not math.isfinite(own)
             found = f"{own}" if self.failed_here else "not finite on another worker"
             raise NotFinite(f"loss is {found} at step {self.step_number + 1}")
-        means = (torch.tensor(value) for value in self._group.mean(terms))
+        means = (torch.tensor(value) for value in self.group.mean(terms))
         return Objective(torch.tensor(loss), dict(zip(objective.terms, means, strict=True)))

@@ -204,8 +204,9 @@ def test_decoder_that_does_not_fit_is_named(tmp_path: Path, clip: TrackedClip) -
 
 def test_sources_reach_the_generator_as_training_has_them(tmp_path: Path) -> None:
     """The same clip through the training's own pool: the same pictures, parameters and cameras, bit for bit."""
-    from spatialavatar.training.batch import Example, collate
+    from spatialavatar.training.example import Example
     from spatialavatar.training.folder_pool import FolderPool
+    from spatialavatar.training.packed_batch import collate
 
     clip = tiny_clip(tmp_path / "clip", instants=3, cameras=2, width=52, height=38)
     frames = [FrameIndex(2, 1), FrameIndex(0, 0)]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from spatialavatar.errors import SpatialAvatarError
-from spatialavatar.training.batch import PackedBatch
 from spatialavatar.training.config import TrainConfig
 from spatialavatar.training.folder_pool import FolderPool
+from spatialavatar.training.packed_batch import PackedBatch
 from spatialavatar.training.pool import open_pool
 from spatialavatar.training.stream import PART_SAMPLES, Share, batches
 from tests.builders.clips import tiny_clip, tiny_head

@@ -16,8 +16,8 @@ from spatialavatar.shards.ingest import IngestSummary, Work, ingest
 from spatialavatar.shards.ingest_config import IngestConfig
 from spatialavatar.shards.manifest import open_shards
 from spatialavatar.shards.records import read_records
-from spatialavatar.training.batch import PackedBatch
 from spatialavatar.training.config import TrainConfig
+from spatialavatar.training.packed_batch import PackedBatch
 from spatialavatar.training.pool import open_pool
 from spatialavatar.training.stream import batches
 from tests.builders.clips import tiny_clip, tiny_head

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from spatialavatar.training.batch import Example, collate, make_batch, make_example
+from spatialavatar.training.example import Example, make_example
 from spatialavatar.training.folder_pool import FolderPool
+from spatialavatar.training.packed_batch import collate, make_batch
 from spatialavatar.training.samplers import clip_of
 from tests.builders.clips import tiny_clip, tiny_head
 from tests.builders.training import RecordedPool, tiny_batches
@@ -86,7 +87,9 @@ def test_sources_and_target_are_distinct_frames_at_their_sizes(pool: FolderPool)
 
 def test_temperature_falls_with_the_sample_number(pool: FolderPool, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
-    monkeypatch.setattr("spatialavatar.training.batch.temperature_at", lambda progress, _: seen.append(progress) or 1.0)
+    monkeypatch.setattr(
+        "spatialavatar.training.example.temperature_at", lambda progress, _: seen.append(progress) or 1.0
+    )
     for number in (0, 10, 39):
         make_example(pool, number, tiny_batches("anything"))
     assert seen == [0.0, 10 / 40, 39 / 40]

@@ -25,7 +25,8 @@ from spatialavatar.training.config import TrainConfig
 from spatialavatar.training.folder_pool import FolderPool
 from spatialavatar.training.optimization import learning_rate_factor
 from spatialavatar.training.pool import open_pool
-from spatialavatar.training.run import Progress, StopTraining, train
+from spatialavatar.training.progress import Progress, StopTraining
+from spatialavatar.training.run import train
 from spatialavatar.training.setup import licence_of, training_head
 from spatialavatar.training.trainer import Trainer
 from tests.builders.generators import tiny_generator, tiny_generator_config

@@ -16,7 +16,8 @@ from spatialavatar.shards import open_shards
 from spatialavatar.training.config import DataConfig, ShardData, TrainConfig
 from spatialavatar.training.folder_pool import FolderPool
 from spatialavatar.training.pool import open_pool
-from spatialavatar.training.run import Progress, train
+from spatialavatar.training.progress import Progress
+from spatialavatar.training.run import train
 from spatialavatar.training.shard_pool import CLIPS_HELD, ShardPool, is_held_out
 from spatialavatar.training.stream import batches
 from tests.builders.clips import tiny_head

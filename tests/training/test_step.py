@@ -14,9 +14,10 @@ from spatialavatar.losses.l2sp import l2_sp
 from spatialavatar.losses.photometric import composite_rendering
 from spatialavatar.splat.binding import bind
 from spatialavatar.splat.rasterize import rasterize
-from spatialavatar.training.batch import Batch, make_batch
+from spatialavatar.training.batch import Batch
 from spatialavatar.training.config import OptimizerConfig, TrainConfig
 from spatialavatar.training.group import Alone
+from spatialavatar.training.packed_batch import make_batch
 from spatialavatar.training.pool import open_pool
 from spatialavatar.training.setup import anchor_at, build_module, start_generator, training_head
 from spatialavatar.training.step import render

@@ -16,9 +16,11 @@ import safetensors.numpy
 import torch
 
 from spatialavatar.errors import SpatialAvatarError
-from spatialavatar.training.batch import Batch, PackedBatch, make_batch, make_example
+from spatialavatar.training.batch import Batch
 from spatialavatar.training.config import TrainConfig
+from spatialavatar.training.example import make_example
 from spatialavatar.training.folder_pool import FolderPool
+from spatialavatar.training.packed_batch import PackedBatch, make_batch
 from spatialavatar.training.pool import View
 from spatialavatar.training.samplers import clip_of, visit_of
 from spatialavatar.training.stream import AHEAD, PART_SAMPLES, Plan, Share, batches, prepare, worker_batches
