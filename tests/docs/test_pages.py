@@ -24,7 +24,7 @@ from tests.builders.generators import tiny_generator_config
 from tests.builders.trackers.gagavatar_track import track_folder
 from tests.docs.commands import ROOT, Command, commands_of
 
-WALKED = ("docs/own_video.md", "docs/data.md", "docs/training.md")
+WALKED = ("README.md", "docs/own_video.md", "docs/data.md", "docs/training.md")
 SIZES = {"--iterations": "2", "--resolution": "40", "--uv-resolution": "16", "--frames": "6", "--test-last": "2"}
 ADDED = {  # sizes that a page leaves to the program
     "spatialavatar refine": ["--iterations", "--resolution"],
@@ -32,7 +32,11 @@ ADDED = {  # sizes that a page leaves to the program
     "spatialavatar evaluate": ["--resolution"],
     "spatialavatar clip synthesize": [],
 }
-ELSEWHERE = ("spatialavatar head convert ICT-FaceKit/",)  # a large checkout: tests/head/test_convert_ict.py
+ELSEWHERE = (
+    "spatialavatar head convert ICT-FaceKit/",  # a large checkout: tests/head/test_convert_ict.py
+    "spatialavatar demo",  # minutes: tests/cli/test_demo.py
+)
+CONVERT = ["convert", "generic_model.pkl", "--uv", "head_template.obj", "--out", "flame2020.head.safetensors"]
 generate_once = cache(generate_head)
 PEOPLE = {"identities": 2, "instants": 4, "texture_size": 32}
 
@@ -107,29 +111,44 @@ def sized(command: Command) -> list[str]:
 def walk(
     page: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], jobs: Sequence[str] = ()
 ) -> list[str]:
-    """Run the page's commands in this process; each must end with 0. Their names.
+    """Run the page's commands in this process; their names.
 
-    Of what runs on Ray only ``jobs``, and nothing that names a store or is submitted.
+    Of what runs on Ray only ``jobs``; nothing that names a store, is submitted, or runs elsewhere.
     """
-    monkeypatch.setattr("spatialavatar.head.builtin.generate_head", generate_once)
     ran = []
     for command in commands_of(page):
         ours = command.words[0] == "spatialavatar" or (command.words[0] == "python" and command.name in jobs)
-        if not ours or str(command).startswith(ELSEWHERE) or "s3://" in str(command):
-            continue
-        monkeypatch.setattr(sys, "argv", sized(command))
-        try:
-            if command.name in jobs:
-                monkeypatch.setattr(sys, "argv", [command.name, *sys.argv[3:]])
-                run(importlib.import_module(command.name).app, command.name)
-            else:
-                main.run()
-            code: object = 0
-        except SystemExit as e:
-            code = e.code
-        assert code in (0, None), f"{command}\n{capfd.readouterr().err}"
-        ran.append(command.name)
+        if ours and not str(command).startswith(ELSEWHERE) and "s3://" not in str(command):
+            execute(sized(command), monkeypatch, capfd)
+            ran.append(command.name)
     return ran
+
+
+def execute(words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """It must end with 0."""
+    monkeypatch.setattr("spatialavatar.head.builtin.generate_head", generate_once)
+    try:
+        if words[0] == "python":
+            monkeypatch.setattr(sys, "argv", words[2:])
+            run(importlib.import_module(words[2]).app, words[2])
+        else:
+            monkeypatch.setattr(sys, "argv", words)
+            main.run()
+        code: object = 0
+    except SystemExit as e:
+        code = e.code
+    assert code in (0, None), f"{' '.join(words)}\n{capfd.readouterr().err}"
+
+
+def test_readme(reader: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    execute(["spatialavatar", "head", *CONVERT], monkeypatch, capfd)
+    for words in (
+        "import tracked/ben --head flame2020.head.safetensors --out clips/ben",
+        "synthesize --frames 2 --size 48 --out clips/someone",
+    ):
+        execute(["spatialavatar", "clip", *words.split()], monkeypatch, capfd)
+    assert len(walk("README.md", monkeypatch, capfd)) == 5
+    assert (reader / "anna_as_ben.mp4").stat().st_size and (reader / "avatars/someone/avatar.json").exists()
 
 
 def test_own_video(reader: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
@@ -153,10 +172,7 @@ def test_training(data: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Cap
 def test_data_with_its_ingest(
     reader: Path, ray_cluster: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    write_head(
-        reader / "flame2020.head.safetensors",
-        *convert_head(reader / "generic_model.pkl", uv=reader / "head_template.obj"),
-    )
+    execute(["spatialavatar", "head", *CONVERT], monkeypatch, capfd)
     assert "ray_jobs.ingest" in walk("docs/data.md", monkeypatch, capfd, ["ray_jobs.ingest"])
 
 
