@@ -12,7 +12,6 @@ from those above it alone. ``ray_jobs`` stands below all, and nothing here knows
     evaluation
     fleet
     report
-    report
     cli
 """
 
