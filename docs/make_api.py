@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 API = ROOT / "docs" / "api"
 PACKAGES = ("spatialavatar", "ray_jobs")
 LEFT_OUT = {"cli"}
+SPECIAL = ("__init__", "__call__")  # methods whose signature is that of the class, or of its values
 
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -50,7 +51,7 @@ def _page(package: str, folder: Path, modules: list[Path], root: Path) -> Iterat
         name = place.removesuffix("/__init__.py").removesuffix(".py").replace("/", ".")
         if name != package:
             yield from ("", f"## {name}")
-        yield from ("", f"[{place}](../../{place})")
+        yield from ("", f"[`{place}`](../../{place})")
         yield from _text(_docstring(module))
         if listed:
             yield from ("", f"Offers {', '.join(f'`{each}`' for each in sorted(listed))}.")
@@ -59,13 +60,14 @@ def _page(package: str, folder: Path, modules: list[Path], root: Path) -> Iterat
 
 
 def _definition(node: Definition, lines: list[str], owner: str = "") -> Iterator[str]:
-    yield from ("", f"{'####' if owner else '###'} {owner}{node.name}", "", "```python")
+    title = f"{owner}{node.name}".replace("__", r"\_\_")
+    yield from ("", f"{'####' if owner else '###'} {title}", "", "```python")
     yield from textwrap.dedent("\n".join(_signature(node, lines))).splitlines()
     yield "```"
     yield from _text(_docstring(node))
     if isinstance(node, ast.ClassDef):
         for method in node.body:
-            if isinstance(method, Definition) and not method.name.startswith("_"):
+            if isinstance(method, Definition) and (method.name in SPECIAL or not method.name.startswith("_")):
                 yield from _definition(method, lines, f"{node.name}.")
 
 

@@ -62,7 +62,7 @@ def test_what_a_page_shows(make_api: ModuleType, tmp_path: Path) -> None:
     assert made.keys() == {"README.md", "spatialavatar.md", "spatialavatar.part.md", "ray_jobs.md"}
     assert "| [spatialavatar.part](spatialavatar.part.md) | A part of two lines. |" in made["README.md"]
     page = made["spatialavatar.part.md"]
-    assert "\n## spatialavatar.part.thing\n\n[spatialavatar/part/thing.py](../../spatialavatar/part/thing.py)" in page
+    assert "\n## spatialavatar.part.thing\n\n[`spatialavatar/part/thing.py`](../../spatialavatar/part/thing.py)" in page
     assert "```python\n@dataclass\nclass Thing(Base):\n    size: int = 3  # pixels\n```\n\nOne; 2 \\* 3.\n" in page
     assert "#### Thing.area\n\n```python\n@property\ndef area(self) -> int\n```\n\nOf it.\n" in page
     assert "### f\n\n```python\ndef f(\n    x: int,  # metres\n) -> int\n```\n" in page
