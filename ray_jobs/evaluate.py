@@ -27,7 +27,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 @app.command()
 def evaluate(
-    data: Annotated[str, typer.Option(metavar="URL", help="Data set of shards, or a folder above tracked clips.")],
+    data: Annotated[
+        str, typer.Option(metavar="URL", help="Data set of shards, or a folder above several, or above clips.")
+    ],
     out: Annotated[str, typer.Option(metavar="URL", help="Folder for the results.")],
     checkpoint: Annotated[
         str | None, typer.Option(metavar="CKPT", help="A training run, one of its checkpoints, or a generator's file.")
@@ -134,8 +136,7 @@ def evaluate(
     if reference is None:
         raise _nothing(footage.location, footage.faults)
     model = _head(reference, head, str(where or footage.location), footage.location)
-    if footage.shards is not None:
-        footage.shards.head.require(model, footage.location)
+    footage.require(model)
     if facts is not None:
         subjects, faults = generator_subjects(footage, model)
     else:

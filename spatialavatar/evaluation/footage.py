@@ -1,8 +1,8 @@
-"""The clips that an evaluation looks at, by name: those of a data set of shards, or of folders at any depth."""
+"""The clips that an evaluation looks at, by name: those of a data set of shards, of several, or of folders."""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +13,7 @@ from spatialavatar import files
 from spatialavatar.clip import TrackedClip, open_clip
 from spatialavatar.clip.header import HEADER_FILE, header_from_json, read_header_json
 from spatialavatar.errors import SpatialAvatarError, StoreError
-from spatialavatar.head import HeadReference
+from spatialavatar.head import HeadModel, HeadReference
 from spatialavatar.shards.find import CLIP_FORMAT, SourceFolder, find_sources
 from spatialavatar.shards.manifest import MANIFEST_FILE, ShardSet, open_shards
 from spatialavatar.training.shard_pool import is_held_out
@@ -41,9 +41,9 @@ def reason_of(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class ListedClip:
-    key: str  # its path under the data, or its key in the shards
+    key: str  # its path under the data, or its key in the shards; of several data sets NAME/KEY
     identity: str
-    place: str | int  # its folder, or its number in the shards
+    place: str | tuple[str, int]  # its folder, or a data set and its number there
     state: str  # another where the clip is another; of a folder clip.json alone is looked at
     head: HeadReference
 
@@ -51,7 +51,7 @@ class ListedClip:
 @dataclass(frozen=True, eq=False)
 class Footage:
     location: str
-    shards: ShardSet | None
+    sets: Mapping[str, ShardSet]  # by their folders
     clips: tuple[ListedClip, ...]  # by key
     faults: tuple[Fault, ...]  # folders that hold no sound clip
 
@@ -59,8 +59,20 @@ class Footage:
         """Raises SpatialAvatarError for a damaged one."""
         if isinstance(clip.place, str):
             return open_clip(clip.place)
-        assert self.shards is not None
-        return self.shards.clip(clip.place)
+        where, number = clip.place
+        return self.sets[where].clip(number)
+
+    def place(self, clip: ListedClip) -> str:
+        """Where it lies, for messages."""
+        if isinstance(clip.place, str):
+            return clip.place
+        where, number = clip.place
+        return f"{where}#{self.sets[where].entry(number).key}"
+
+    def require(self, head: HeadModel) -> None:
+        """Raises SpatialAvatarError where a data set is of another head; clips in folders are looked at one by one."""
+        for where, shards in self.sets.items():
+            shards.head.require(head, where)
 
 
 def find_footage(data: files.Location, part: Part = "all", held_out_share: float = HELD_OUT_SHARE) -> Footage:
@@ -70,12 +82,13 @@ def find_footage(data: files.Location, part: Part = "all", held_out_share: float
     """
     where = str(data).rstrip("/") or "/"
     if not files.is_folder(where):
-        raise SpatialAvatarError(f"{where}: no such folder; name the folder of a data set of shards, or above clips")
-    shards: ShardSet | None = None
+        raise SpatialAvatarError(
+            f"{where}: no such folder; name the folder of a data set of shards, one above several, or above clips"
+        )
     faults: list[Fault] = []
-    if files.exists(files.join(where, MANIFEST_FILE)):
-        shards = open_shards(where)
-        found = [_of_shards(shards, number) for number in range(len(shards))]
+    sets = {folder: open_shards(folder) for folder in _data_sets(where)}
+    if sets:
+        found = [_of_shards(where, shards, number) for shards in sets.values() for number in range(len(shards))]
     else:
         listed = find_sources(where, CLIP_FORMAT)
         if not listed.sources:
@@ -90,13 +103,25 @@ def find_footage(data: files.Location, part: Part = "all", held_out_share: float
             "out); choose another with --part, or another --held-out-share"
         )
     ordered = sorted(wanted, key=lambda clip: clip.key)
-    return Footage(where, shards, tuple(ordered), tuple(sorted(faults, key=lambda fault: fault.key)))
+    return Footage(where, sets, tuple(ordered), tuple(sorted(faults, key=lambda fault: fault.key)))
 
 
-def _of_shards(shards: ShardSet, number: int) -> ListedClip:
+def _data_sets(where: str) -> list[str]:
+    """The folder itself, or those right under it, where they hold data sets."""
+    if files.exists(files.join(where, MANIFEST_FILE)):
+        return [where]
+    below = [files.join(where, name) for name in files.list_folder(where)]
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = pool.map(lambda folder: files.exists(files.join(folder, MANIFEST_FILE)), below)
+        return [folder for folder, holds in zip(below, found) if holds]
+
+
+def _of_shards(where: str, shards: ShardSet, number: int) -> ListedClip:
     entry = shards.entry(number)
     state = _digest([entry.crc32, entry.pictures_crc32, entry.instants, entry.cameras])
-    return ListedClip(entry.key, entry.identity, number, state, shards.head)
+    below = shards.location.removeprefix(where).strip("/")
+    key = f"{below}/{entry.key}" if below else entry.key
+    return ListedClip(key, entry.identity, (shards.location, number), state, shards.head)
 
 
 def _of_folders(sources: Sequence[SourceFolder]) -> tuple[list[ListedClip], list[Fault]]:

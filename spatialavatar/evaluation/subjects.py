@@ -132,7 +132,7 @@ def generator_subjects(footage: Footage, head: HeadModel) -> tuple[list[Subject]
     subjects, faults = [], list(footage.faults)
     for clip in footage.clips:
         try:
-            clip.head.require(head, _place(footage, clip))
+            clip.head.require(head, footage.place(clip))
             subjects.append(Subject(clip.key, clip))
         except SpatialAvatarError as e:
             faults.append(Fault(clip.key, str(e)))
@@ -187,10 +187,6 @@ def find_avatars(folder: files.Location) -> list[tuple[str, str]]:
             "above several"
         )
     return sorted(found)
-
-
-def _place(footage: Footage, clip: ListedClip) -> str:
-    return clip.place if isinstance(clip.place, str) else f"{footage.location}#{clip.key}"
 
 
 def _number(key: str) -> int:
