@@ -11,6 +11,8 @@ from spatialavatar import files
 from spatialavatar.cli.console import fail
 from spatialavatar.errors import SpatialAvatarError
 
+EXTRA = ("ray", "deepspeed")  # packages that the base install lacks
+
 
 class Interrupted(Exception):
     """By the user or the job's end, where another command than the same goes on; the message says which."""
@@ -38,6 +40,8 @@ def run(app: typer.Typer, name: str) -> None:
     except Exception as e:
         if os.environ.get("SPATIALAVATAR_DEBUG"):
             raise
+        if isinstance(e, ModuleNotFoundError) and e.name in EXTRA:
+            fail(f"{e.name} is not installed; install it with: pip install -e '.[ray]'", 2)
         fail(f"internal error: {type(e).__name__}: {e}; set SPATIALAVATAR_DEBUG=1 for the traceback and report it", 1)
     finally:
         signal.signal(signal.SIGTERM, on_term)

@@ -16,14 +16,11 @@ def connect(address: str | None = None, cpus: int | None = None) -> None:
     """Join the cluster at ``address`` or RAY_ADDRESS (a submitted job's own); else start one here with ``cpus``.
 
     For the main thread, whose handler of SIGTERM stays. Nothing happens when this process is connected already. Raises
-    SpatialAvatarError when Ray is not installed or no cluster answers.
+    SpatialAvatarError when no cluster answers.
     """
     # Ray says on stderr what it is about to change in later versions
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ImportError:
-        raise SpatialAvatarError("Ray is not installed; install it with: pip install -e '.[ray]'") from None
+    import ray
 
     if ray.is_initialized():
         return

@@ -63,6 +63,29 @@ def test_imports_bring_only_what_they_compute_with() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("module", "arguments", "extra"),
+    [
+        ("ray_jobs.train", ["--config", "configs/dev/phase1.yaml", "--out", "{tmp}/run"], "ray"),
+        ("spatialavatar", ["shards", "info", "s3://bucket/shards"], "s3"),
+    ],
+)
+def test_what_the_base_install_lacks_is_named_with_its_extra(
+    tmp_path: Path, module: str, arguments: list[str], extra: str
+) -> None:
+    program = (
+        "import runpy, sys\n"
+        "sys.modules['ray'] = sys.modules['s3fs'] = None\n"
+        "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+    )
+    given = [module, *(argument.format(tmp=tmp_path) for argument in arguments)]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *given], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1 and f"pip install -e '.[{extra}]'" in done.stderr
+
+
 def test_lower_bounds_alone() -> None:
     extras = PROJECT["optional-dependencies"].values()
     requirements = [each for part in (PROJECT["dependencies"], *extras) for each in part]
