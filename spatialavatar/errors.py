@@ -23,3 +23,12 @@ def without_traceback(error: Exception) -> Exception:
             e.__traceback__ = None
             linked += [e.__cause__, e.__context__]
     return error
+
+
+def in_short(error: BaseException, longest: int = 200, plain: bool = False) -> str:
+    """What an error of another library says, as one line inside a message of ours; its kind where it says nothing.
+
+    ``plain``: in ASCII, for it may repeat what a damaged or hostile file holds.
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    return (ascii(text)[1:-1] if plain else text)[:longest]

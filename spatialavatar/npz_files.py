@@ -9,7 +9,7 @@ from collections.abc import Collection
 import numpy as np
 
 from spatialavatar import files
-from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.errors import SpatialAvatarError, in_short
 
 _LARGEST = 2 << 30  # bytes of the file, and of the arrays in it; the largest known (an ICT head) is under 0.1e9
 _one_header = threading.Lock()  # Python 3.11's ast, with which numpy reads one, fails now and then in threads
@@ -31,9 +31,9 @@ def read_npz(
                 raise ValueError(f"its arrays take more than {max_bytes} bytes")
             return {name: _array(archive, member) for name, member in wanted.items()}
     except Exception as e:  # damaged bytes can fail in any way, down to the tokenizer of numpy's header
-        reason = ascii(str(e))[1:-1][:120]
         raise SpatialAvatarError(
-            f"{location}: not a readable npz archive of plain arrays ({reason}); it may be truncated, get it again"
+            f"{location}: not a readable npz archive of plain arrays ({in_short(e, 120, plain=True)}); it may be "
+            "truncated, get it again"
         ) from None
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from spatialavatar.errors import SpatialAvatarError, StoreError
+from spatialavatar.errors import SpatialAvatarError, StoreError, in_short
 from spatialavatar.locations import Location, is_local
 
 T = TypeVar("T")
@@ -37,7 +37,8 @@ def filesystem(location: Location) -> tuple[fsspec.AbstractFileSystem, str]:
     try:
         fs, path = fsspec.core.url_to_fs(text, **options)
     except (ImportError, ValueError) as e:
-        raise SpatialAvatarError(f"{location}: no way to open such a URL here ({e})") from None
+        advice = "; pip install -e '.[s3]'" if protocol in ("s3", "s3a") else ""
+        raise SpatialAvatarError(f"{location}: no way to open such a URL here ({e}){advice}") from None
     if protocol in ("s3", "s3a"):
         fs.retries = 1
     return fs, path
@@ -64,7 +65,7 @@ def asked(location: Location, request: Callable[[], T], missing: str = "no such 
         except Exception as e:  # every store's client has exceptions of its own
             if is_local(location):
                 raise
-            reason = ascii(str(e) or type(e).__name__)[1:-1][:200]
+            reason = in_short(e, plain=True)
             if _refused(e):
                 raise StoreError(
                     f"{location}: the store refuses access ({reason}); check the address and the keys"

@@ -15,7 +15,7 @@ from torch import Tensor
 from spatialavatar import __version__, files, tensor_files
 from spatialavatar.avatar.avatar import Avatar, GeneratedAppearance, Kind, StaticAppearance
 from spatialavatar.avatar.folder import FEATURES, FORMAT, GAUSSIANS, MANIFEST
-from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.errors import SpatialAvatarError, in_short
 from spatialavatar.generator.config import DecoderConfig
 from spatialavatar.head import HeadParams, HeadReference
 from spatialavatar.splat.camera import Camera
@@ -105,9 +105,7 @@ def read_avatar(folder: files.Location) -> Avatar:
             licence_note=manifest["licence_note"],
         )
     except (KeyError, TypeError, ValueError) as e:
-        raise SpatialAvatarError(
-            f"{folder}: avatar is incomplete ({' '.join(str(e).split())[:200]}); make it again"
-        ) from None
+        raise SpatialAvatarError(f"{folder}: avatar is incomplete ({in_short(e)}); make it again") from None
     if not _fits(avatar.appearance, layout["count"]):
         raise SpatialAvatarError(
             f"{folder}: {TENSORS[avatar.kind]} does not hold {layout['count']} Gaussians as {MANIFEST} says; "

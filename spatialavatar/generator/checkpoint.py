@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from spatialavatar import __version__, files, tensor_files
-from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.errors import SpatialAvatarError, in_short
 from spatialavatar.generator.config import GeneratorConfig
 from spatialavatar.generator.encoder import as_array
 from spatialavatar.generator.generator import Generator
@@ -124,7 +124,7 @@ def read_facts(location: files.Location) -> GeneratorFacts:
         return GeneratorFacts(**facts, hash=metadata["hash"], description=metadata["description"])
     except (ValueError, KeyError, TypeError) as e:
         raise SpatialAvatarError(
-            f"{where}: its description is not readable ({' '.join(str(e).split())[:200]}); get the file again"
+            f"{where}: its description is not readable ({in_short(e)}); get the file again"
         ) from None
 
 

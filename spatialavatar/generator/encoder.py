@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from spatialavatar import files, tensor_files
-from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.errors import SpatialAvatarError, in_short
 from spatialavatar.generator.config import HUB_WEIGHTS, RANDOM_WEIGHTS, EncoderConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -138,11 +138,11 @@ def _backbone(config: EncoderConfig, pretrained: bool) -> Any:
     except Exception as e:
         if not from_hub:
             raise SpatialAvatarError(
-                f"encoder {config.backbone} with architecture {config.architecture}: {' '.join(str(e).split())[:200]}; "
+                f"encoder {config.backbone} with architecture {config.architecture}: {in_short(e)}; "
                 "embed_dim, depth and num_heads can be set"
             ) from None
         raise SpatialAvatarError(
-            f"encoder.weights hub: timm could not make {config.backbone} ({' '.join(str(e).split())[:200]}); accept "
+            f"encoder.weights hub: timm could not make {config.backbone} ({in_short(e)}); accept "
             "its licence and log in to the hub, or name a local file: encoder.weights=FILE.safetensors"
         ) from None
     if pretrained and config.weights not in (HUB_WEIGHTS, RANDOM_WEIGHTS):
@@ -156,7 +156,6 @@ def _backbone(config: EncoderConfig, pretrained: bool) -> Any:
             load_checkpoint(backbone, str(path), filter_fn=checkpoint_filter_fn, weights_only=True)
         except Exception as e:
             raise SpatialAvatarError(
-                f"encoder.weights {config.weights}: not the weights of {config.backbone} "
-                f"({' '.join(str(e).split())[:200]})"
+                f"encoder.weights {config.weights}: not the weights of {config.backbone} ({in_short(e)})"
             ) from None
     return backbone

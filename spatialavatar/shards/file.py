@@ -23,7 +23,7 @@ from spatialavatar.clip.arrays import check_arrays, decoded_arrays, encoded_arra
 from spatialavatar.clip.header import ClipHeader, FrameIndex, Picture, header_from_json, in_a_line
 from spatialavatar.clip.pictures import EncodedFrame
 from spatialavatar.clip.tracked_clip import TrackedClip, clip_from_arrays
-from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.errors import SpatialAvatarError, in_short
 from spatialavatar.shards.entry import ENTRY_RULES, ClipEntry, Place, ShardFacts, checked
 from spatialavatar.shards.pages import read_values
 
@@ -153,7 +153,7 @@ def read_clip(folder: files.Location, entry: ClipEntry, whole: bool = False) -> 
         row = _read_row(before)
         value = json.loads(row.header)
     except (ValueError, RecursionError) as e:
-        raise SpatialAvatarError(f"{where}: not a clip's row ({_short(e)}); {MADE_ANEW}") from None
+        raise SpatialAvatarError(f"{where}: not a clip's row ({in_short(e, 160, plain=True)}); {MADE_ANEW}") from None
     header = header_from_json(value, where)
     place = Place(*(getattr(entry, name) for name in Place._fields))
     _require_entry(where, entry, ClipEntry.of(row.key, header, entry.shard, entry.row_group, place, entry.bad_frames))
@@ -282,7 +282,3 @@ def _picture_columns(clip: TrackedClip) -> tuple[pa.Array, pa.Array]:
     )
     lists = pa.ListArray.from_arrays(pa.array([0, len(index)], pa.int32()), values)
     return pa.array([pairs.tobytes()], pa.large_binary()), lists
-
-
-def _short(error: Exception) -> str:
-    return ascii(" ".join(str(error).split()) or type(error).__name__)[1:-1][:160]

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from spatialavatar import files
 from spatialavatar.clip.tracked_clip import TrackedClip
-from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.errors import SpatialAvatarError, in_short
 from spatialavatar.head.reference import HeadReference
 from spatialavatar.shards.entry import (
     ENTRY_RULES,
@@ -228,8 +228,7 @@ def _read_table(name: str, data: bytes, clips: int, head: HeadReference) -> pa.T
         keys = table.column("key").cast(pa.string())  # each value once: as large as the list of them
         return table.set_column(0, "key", keys)
     except Exception as e:  # Arrow's errors are of many kinds
-        reason = ascii(" ".join(str(e).split()) or type(e).__name__)[1:-1][:200]
-        raise SpatialAvatarError(f"{name}: not a usable manifest ({reason}); {again}") from None
+        raise SpatialAvatarError(f"{name}: not a usable manifest ({in_short(e, plain=True)}); {again}") from None
 
 
 def _table_problem(table: pa.Table, head: HeadReference) -> str | None:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from spatialavatar import files
-from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.errors import SpatialAvatarError, in_short
 from spatialavatar.shards.entry import Rejected, ShardRecord, folder_key
 from spatialavatar.shards.file import FOLDER
 
@@ -71,7 +71,6 @@ def parsed(data: bytes, name: str) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as e:  # also numbers of thousands of digits and nested brackets
-        reason = ascii(str(e))[1:-1][:120]
         raise SpatialAvatarError(
-            f"{name}: not usable JSON ({reason}); restore the file or run the ingest again"
+            f"{name}: not usable JSON ({in_short(e, 120, plain=True)}); restore the file or run the ingest again"
         ) from None

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from spatialavatar import files, tensor_files
-from spatialavatar.errors import SpatialAvatarError, StoreError
+from spatialavatar.errors import SpatialAvatarError, StoreError, in_short
 from spatialavatar.generator import checkpoint as generators
 from spatialavatar.generator.generator import Generator
 from spatialavatar.head import HeadModel
@@ -175,8 +175,7 @@ def read_checkpoint(folder: str) -> Checkpoint:
     except KeyError as e:
         raise SpatialAvatarError(f"{marker}: lacks {e}") from None
     except ValueError as e:
-        reason = " ".join(str(e).split())[:200]
-        raise AnotherProgram(f"{marker}: settings that this program does not know ({reason}); {another}") from None
+        raise AnotherProgram(f"{marker}: settings that this program does not know ({in_short(e)}); {another}") from None
     where = files.join(folder, generators.FILE)
     facts = generators.read_facts(where)
     moments, _ = tensor_files.read_tensors(files.join(folder, OPTIMIZER))

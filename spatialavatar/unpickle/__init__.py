@@ -15,10 +15,10 @@ bits can be chosen to collide.
 from typing import Any
 
 from spatialavatar import files
-from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.errors import SpatialAvatarError, in_short
 from spatialavatar.unpickle.chumpy_array import ChumpyArray as ChumpyArray
 from spatialavatar.unpickle.machine import Machine
-from spatialavatar.unpickle.values import Refused, shorten
+from spatialavatar.unpickle.values import Refused
 
 _LIMIT = 2 << 30  # bytes; the largest FLAME file is under 0.2e9
 _ADMITTED = "numpy, scipy.sparse, plain containers and chumpy arrays"
@@ -44,5 +44,6 @@ def unpickle(data: bytes, location: files.Location) -> Any:
         ) from None
     except Exception as e:  # hostile or damaged bytes can fail in any way
         raise SpatialAvatarError(
-            f"{location}: not a readable pickle ({shorten(e) or type(e).__name__}); it is damaged or truncated, get the file again"
+            f"{location}: not a readable pickle ({in_short(e, 120, plain=True)}); it is damaged or truncated, get the "
+            "file again"
         ) from None

@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Float64
 
 from spatialavatar import files
-from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.clip.arrays import ROTATION_TOLERANCE
+from spatialavatar.errors import SpatialAvatarError, in_short
 
 LARGEST_FILE = 200 << 20  # bytes; an hour of video takes about half
-ROTATION_TOLERANCE = 1e-3  # on the entries of R R^T - I
 _LARGEST_NUMBER = 1e9  # nothing in trackers' files comes near: metres, radians, pixels
 
 
@@ -20,8 +20,9 @@ def read_foreign_json(location: files.Location, max_bytes: int = LARGEST_FILE) -
     try:
         value = json.loads(files.read_bytes(location, max_bytes))
     except (ValueError, RecursionError) as e:  # also numbers of thousands of digits, thousands of nested brackets
-        reason = ascii(str(e))[1:-1][:120]
-        raise SpatialAvatarError(f"{location}: not usable JSON ({reason}); it may be truncated, get it again") from None
+        raise SpatialAvatarError(
+            f"{location}: not usable JSON ({in_short(e, 120, plain=True)}); it may be truncated, get it again"
+        ) from None
     if not isinstance(value, dict):
         raise SpatialAvatarError(f"{location}: not what the tracker writes, expected a JSON object")
     return value

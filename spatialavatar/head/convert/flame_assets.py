@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from spatialavatar import files, npz_files
-from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.errors import SpatialAvatarError, in_short
 from spatialavatar.head.convert.checked import indices, numbers
 from spatialavatar.head.convert.obj import read_obj
 from spatialavatar.head.flame import TEETH_FACES
@@ -123,8 +123,9 @@ def _embedding(location: files.Location) -> dict[str, Any]:
             )
             read_header(stream)
         except Exception as e:  # damaged bytes can fail in any way, down to the tokenizer of numpy's header
-            reason = ascii(str(e))[1:-1][:120]
-            raise SpatialAvatarError(f"{location}: not a readable npy file ({reason}); get it again") from None
+            raise SpatialAvatarError(
+                f"{location}: not a readable npy file ({in_short(e, 120, plain=True)}); get it again"
+            ) from None
         data = data[stream.tell() :]
     content = unpickle(data, location)
     if isinstance(content, np.ndarray) and content.size == 1:

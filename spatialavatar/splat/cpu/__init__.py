@@ -1,0 +1,1 @@
+"""The splatter on the CPU: compiled twins of projection, binding and compositing."""
