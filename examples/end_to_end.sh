@@ -45,21 +45,22 @@ steps="$out/steps.jsonl"
 # shellcheck disable=SC2207  # numbers
 ports=($(python - <<'PYTHON'
 import socket
-sockets = [socket.socket() for _ in range(6)]
-for s in sockets:
-    while True:
-        s.bind(("127.0.0.1", 0))
-        if not 10002 <= s.getsockname()[1] <= 19999:  # Ray's own workers take these
-            break
-print(*(s.getsockname()[1] for s in sockets))
+held = []  # all at once, so that no two are one
+while len(held) < 6:
+    s = socket.socket()
+    s.bind(("127.0.0.1", 0))
+    if not 10002 <= s.getsockname()[1] <= 19999:  # Ray's own workers take these
+        held.append(s)
+print(*(s.getsockname()[1] for s in held))
 PYTHON
 ))
 started=()
+step=
 scratch="$(mktemp -d /tmp/e2e.XXXXXX)"  # short: sockets of Ray lie in it
 stop() {
     trap - EXIT INT TERM
-    for process in "${started[@]}"; do kill "$process" 2>/dev/null || true; done
-    for process in "${started[@]}"; do wait "$process" 2>/dev/null || true; done
+    for process in $step "${started[@]}"; do kill "$process" 2>/dev/null || true; done
+    for process in $step "${started[@]}"; do wait "$process" 2>/dev/null || true; done
     rm -rf "$scratch"
 }
 trap stop EXIT
@@ -89,7 +90,10 @@ run() {  # TITLE LOG COMMAND...
     shift 2
     began="$(date +%s.%N)"
     echo "== $title"
-    "$@" >"$out/$log" 2>&1 || code=$?
+    "$@" >"$out/$log" 2>&1 &
+    step=$!
+    wait "$step" || code=$?  # a signal ends this wait, where it would not end the step
+    step=
     note "$title" "${*//$out/OUT}" "$log" "$began" "$code"
     grep -v '^ *$\|cli\.py:[0-9]\|sdk\.py:[0-9]' "$out/$log" | tail -n 2 | cut -c -150  # without what ray job submit says
     if [ "$code" != 0 ]; then
@@ -149,6 +153,7 @@ run "List the fleet's subjects" subjects python examples/end_to_end/subjects.py 
     $bucket/shards/monocular $bucket/shards/multiview --poison $bucket/clips/poison --out $bucket/subjects.jsonl
 python examples/end_to_end/kill_worker.py "$RAY_API_SERVER_ADDRESS" >"$out/logs/kill.log" 2>&1 &
 killer=$!
+started+=("$killer")
 mapfile -t of_fleet < <(sets "${fleet[@]}")
 job "Fleet: refine every subject" fleet ray_jobs.refine --config configs/dev/fleet.yaml \
     --subjects $bucket/subjects.jsonl --output $bucket/fleet --checkpoint $bucket/runs/phase2 "${of_fleet[@]}"
