@@ -64,6 +64,7 @@ def clear_partial(out: files.Location) -> None:
 
 
 def is_finished(out: files.Location) -> bool:
+    """Whether a folder holds an avatar whose refinement is not under way."""
     names = files.list_folder(out)
     return MANIFEST in names and CHECKPOINT not in names
 

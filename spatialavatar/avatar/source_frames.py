@@ -24,11 +24,14 @@ _FRAMES_AT_ONCE = 32  # posed together
 
 @dataclass(frozen=True)
 class SourceFrame:
+    """A frame of a clip that a generator looks at."""
+
     clip: TrackedClip
     index: FrameIndex
 
     @property
     def name(self) -> str:
+        """As a person names it (``frame_name``)."""
         return frame_name(self.clip, self.index)
 
 

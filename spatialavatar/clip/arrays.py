@@ -37,6 +37,7 @@ SHORTEST_FOCAL = 0.1  # of the image's longer side (157 degrees); normalised int
 
 
 def write_arrays(folder: files.Location, arrays: dict[str, np.ndarray]) -> None:
+    """Write a clip's ``params.safetensors``."""
     files.write_bytes(files.join(folder, PARAMS_FILE), encoded_arrays(arrays))
 
 
@@ -109,6 +110,8 @@ def check_arrays(header: ClipHeader, arrays: dict[str, np.ndarray]) -> list[Faul
 
 
 def params_from_arrays(arrays: dict[str, np.ndarray], instants: int) -> HeadParams:
+    """Head parameters of all instants; the one shape and offset repeated without a copy."""
+
     def tensor(name: str) -> Tensor:
         return torch.from_numpy(arrays[name])
 

@@ -40,6 +40,7 @@ def from_opengl(
 
 
 def to_opengl(world_to_camera: Float[Tensor, "*B 4 4"]) -> Float[Tensor, "*B 4 4"]:
+    """World-to-camera of an OpenGL camera."""
     return from_opengl(world_to_camera)  # turning axes over twice changes nothing
 
 
@@ -49,6 +50,7 @@ def from_opengl_camera_to_world(camera_to_world: Float[Tensor, "*B 4 4"]) -> Flo
 
 
 def to_opengl_camera_to_world(world_to_camera: Float[Tensor, "*B 4 4"]) -> Float[Tensor, "*B 4 4"]:
+    """The pose of an OpenGL camera, the inverse of ``from_opengl_camera_to_world``."""
     return _inverse(to_opengl(world_to_camera))
 
 
@@ -67,6 +69,7 @@ def ndc_focal_to_pixels(focal: float, size: int) -> float:
 
 
 def pixels_to_ndc_focal(focal: float, size: int) -> float:
+    """The inverse of ``ndc_focal_to_pixels``."""
     return focal * 2 / size
 
 

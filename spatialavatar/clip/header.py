@@ -32,6 +32,8 @@ IDENTITY_RULE = "letters a-z, digits, '.', '_' and '-', not '.' or '-' first, at
 
 
 class FrameIndex(NamedTuple):
+    """One picture: the instant, and the camera, both from 0."""
+
     instant: int
     camera: int
 
@@ -65,6 +67,8 @@ class ClipSource:
 
 @dataclass(frozen=True)
 class ClipHeader:
+    """The fields of ``clip.json``."""
+
     identity: str
     instants: int
     cameras: int
@@ -82,6 +86,7 @@ class ClipHeader:
     source: ClipSource
 
     def to_json(self) -> dict[str, Any]:
+        """What ``clip.json`` holds."""
         return {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
 
     @property
@@ -101,6 +106,7 @@ class ClipHeader:
         return f"{picture}/{frame.instant:06d}{camera}.{ending}"
 
     def frames(self) -> list[FrameIndex]:
+        """All frames, by instant, then camera."""
         return [FrameIndex(t, c) for t in range(self.instants) for c in range(self.cameras)]
 
 
@@ -114,6 +120,7 @@ def beside(folder: files.Location, which: Literal["new", "old"]) -> str:
 
 
 def is_identity(name: str) -> bool:
+    """Whether a text may name a person (IDENTITY_RULE)."""
     return jsonschema.Draft202012Validator(_schema()["properties"]["identity"]).is_valid(name)
 
 

@@ -39,6 +39,8 @@ class EncodedFrame:
 
 
 class EncodedSize(NamedTuple):
+    """What the bytes of a picture say of themselves; in pixels."""
+
     kind: Literal["jpg", "png"]
     width: int
     height: int

@@ -16,12 +16,15 @@ from spatialavatar.clip.tracked_clip import TrackedClip
 
 @dataclass(frozen=True)
 class SquarePicture:
+    """One frame, in 8 bits."""
+
     image: UInt8[np.ndarray, "S S 3"]  # straight, not multiplied by the matte
     matte: UInt8[np.ndarray, "S S"]
     region: Bool[np.ndarray, "S S"]  # where losses count
 
     @property
     def bytes(self) -> int:
+        """What its own arrays take in memory."""
         return sum(a.nbytes for a in (self.image, self.matte, self.region) if a.base is None)
 
 

@@ -274,6 +274,8 @@ def clip_from_arrays(
     arrays: dict[str, np.ndarray],  # checked
     read_frame: Callable[[FrameIndex], EncodedFrame],
 ) -> TrackedClip:
+    """A clip whose frames ``read_frame`` gives."""
+
     def optional(name: str) -> Tensor | None:
         return torch.from_numpy(arrays[name]) if name in arrays else None
 

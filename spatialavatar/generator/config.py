@@ -24,6 +24,8 @@ class EncoderConfig(Config):
 
 
 class StyleUNetConfig(Config):
+    """The U-Net over the UV square."""
+
     channels: int = Field(64, ge=4)  # at full UV resolution; doubled at each coarser level
     max_channels: int = Field(512, ge=4)
     coarsest: int = Field(8, ge=1)  # texels along the side of the coarsest level
@@ -43,6 +45,8 @@ class DecoderConfig(Config):
 
 
 class GeneratorConfig(Config):
+    """The whole generator; ``pool``, ``unet`` and ``decoder`` decide which weights there are, as the encoder does."""
+
     uv_resolution: int = Field(256, ge=8)  # a power of two
     pool: Literal["mean", "attention"] = "mean"  # over the K sources; attention is the ablation's row G
     facing: bool = False  # warp, beside colour and validity, how squarely a texel faces the source (not in the paper)

@@ -27,6 +27,7 @@ class DPT(nn.Module):
         self.output = nn.Conv2d(channels, feature_channels, 3, padding=1)
 
     def forward(self, maps: tuple[Float[Tensor, "M D h w"], ...]) -> Float[Tensor, "M C 8h 8w"]:
+        """``maps`` are four layers of M images on the patch grid h x w, shallow to deep."""
         levels = [
             through(reassemble, tokens, recompute=self.recompute) for reassemble, tokens in zip(self.reassemble, maps)
         ]

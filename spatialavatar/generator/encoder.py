@@ -72,6 +72,7 @@ class Encoder(nn.Module):
                 block.requires_grad_(False)
 
     def forward(self, images: Float[Tensor, "M 3 H W"]) -> Encoded:
+        """Raises SpatialAvatarError for images of another size than ``config.image_size``."""
         side = self.config.image_size
         if images.shape[-2:] != (side, side):
             raise SpatialAvatarError(

@@ -20,9 +20,11 @@ class Ownership:
 
     @staticmethod
     def of(mask: Bool[Tensor, "B K"]) -> "Ownership":
+        """From the mask of a batch's sources."""
         return Ownership(mask, mask.nonzero()[:, 0])
 
     def total(self, values: Float[Tensor, "M ..."]) -> Float[Tensor, "B ..."]:
+        """The sum over each subject's portraits."""
         zeros = values.new_zeros(len(self.mask), *values.shape[1:])
         return zeros.index_add(0, self.subject, values)
 
@@ -33,6 +35,7 @@ class MeanPool(nn.Module):
     def forward(
         self, texels: Float[Tensor, "M N C"], cls: Float[Tensor, "M D"], ownership: Ownership
     ) -> tuple[Float[Tensor, "B N C"], Float[Tensor, "B D"]]:
+        """Texels and CLS tokens of M portraits to those of B subjects."""
         share = 1 / ownership.mask.sum(1).to(texels.dtype)[ownership.subject]
         return ownership.total(texels * share[:, None, None]), ownership.total(cls * share[:, None].to(cls.dtype))
 
@@ -48,6 +51,7 @@ class AttentionPool(nn.Module):
     def forward(
         self, texels: Float[Tensor, "M N C"], cls: Float[Tensor, "M D"], ownership: Ownership
     ) -> tuple[Float[Tensor, "B N C"], Float[Tensor, "B D"]]:
+        """Texels and CLS tokens of M portraits to those of B subjects."""
         return (
             ownership.total(texels * _weights(self.texel_score(texels), ownership)),
             ownership.total(cls * _weights(self.cls_score(cls), ownership)),

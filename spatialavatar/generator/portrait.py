@@ -15,6 +15,8 @@ from spatialavatar.splat.camera import Camera
 
 @dataclass(frozen=True)
 class Portrait:
+    """What the generator sees of a frame."""
+
     image: Float[Tensor, "3 S S"]  # RGB in [0, 1] on black; a picture that was no square has equal bars
     params: HeadParams  # one row, canonical
     camera: Camera  # one, canonical, at S x S pixels

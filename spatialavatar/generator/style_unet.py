@@ -52,6 +52,7 @@ class StyleUNet(nn.Module):
         nn.init.normal_(self.shortcut.weight)
 
     def forward(self, maps: Float[Tensor, "B C R R"], cls: Float[Tensor, "B D"]) -> Float[Tensor, "B F R R"]:
+        """Maps over the UV square and the CLS token of B subjects to F, over the same square."""
         style = self.mapping(cls * (cls.square().mean(-1, keepdim=True) + 1e-8).rsqrt())
         x = self.stem(maps)
         skips = []
@@ -88,6 +89,7 @@ class ModulatedConv(nn.Module):
         self.gain, self.demodulate = start / math.sqrt(in_channels * size * size), demodulate
 
     def forward(self, x: Float[Tensor, "B I H W"], style: Float[Tensor, "B S"]) -> Float[Tensor, "B O H W"]:
+        """``style`` is a row for each map of the batch."""
         scale, weight = self.affine(style), self.weight * self.gain
         out = conv2d(x * scale[:, :, None, None].to(x.dtype), weight, padding=weight.shape[-1] // 2)
         if self.demodulate:

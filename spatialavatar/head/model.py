@@ -101,6 +101,7 @@ class HeadModel(nn.Module):
         return self if self.template.device == torch.device(device) else copy.deepcopy(self).to(device)
 
     def neutral(self, batch: int = 1) -> HeadParams:
+        """Parameters of the mean head at rest."""
         return HeadParams.neutral(
             batch, self.shape_codes, self.expression_codes, self.template.device, self.template.dtype
         )
@@ -159,6 +160,7 @@ class HeadModel(nn.Module):
         return posed + params.translation[:, None]
 
     def landmarks(self, vertices: Float[Tensor, "B V 3"]) -> Float[Tensor, "B L 3"]:
+        """Points on posed ``vertices``, metres, in the order of the head's landmark scheme."""
         corners = vertices[:, self.faces[self.landmark_faces]]
         return (corners * self.landmark_barycentric[..., None]).sum(-2)
 

@@ -36,6 +36,8 @@ class HeadParams:
         device: Any = None,
         dtype: torch.dtype = torch.float32,
     ) -> "HeadParams":
+        """All zero: the mean head at rest."""
+
         def zeros(n: int) -> Tensor:
             return torch.zeros(batch, n, device=device, dtype=dtype)
 

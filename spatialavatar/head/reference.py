@@ -25,6 +25,7 @@ class HeadReference:
 
     @staticmethod
     def of(head: HeadModel) -> "HeadReference":
+        """Of a head in memory."""
         return HeadReference(head.info.id, head.content_hash, head.info.licence, head.info.attribution)
 
     def require(self, head: HeadModel, what: str) -> None:
@@ -45,6 +46,8 @@ def builtin_head() -> HeadModel:
 
 
 class FoundHead(NamedTuple):
+    """A head, and where it was found."""
+
     head: HeadModel
     file: str | None  # where it lies; None for the built-in one, which needs no file
 

@@ -19,6 +19,8 @@ LAYOUT_VERSION = 1
 
 @dataclass(frozen=True)
 class UVLayout:
+    """Which texels carry a Gaussian, and where on the mesh each lies."""
+
     face_index: Int[Tensor, " N"]  # parent face
     barycentric: Float[Tensor, "N 3"]  # of the texel's centre in its UV triangle
     texel: Int[Tensor, " N"]  # row * resolution + column, rising
@@ -48,6 +50,7 @@ class UVLayout:
         return grid.unflatten(-2, (r, r)).movedim(-1, -3)
 
     def from_map(self, grid: Float[Tensor, "*B C R R"]) -> Float[Tensor, "*B N C"]:
+        """The inverse of ``to_map``: values at the texels that carry a Gaussian."""
         return grid.flatten(-2).movedim(-2, -1)[..., self.texel, :]
 
     def points(self, vertices: Float[Tensor, "B V 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "B N 3"]:

@@ -8,4 +8,5 @@ from torch import Tensor
 
 
 def l1(prediction: Float[Tensor, "B H W C"], target: Float[Tensor, "B H W C"]) -> Float[Tensor, " B"]:
+    """Mean absolute difference of each image."""
     return (prediction - target).abs().mean((1, 2, 3))

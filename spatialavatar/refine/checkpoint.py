@@ -17,6 +17,8 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """What a killed refinement of one subject goes on from."""
+
     tensors: dict[str, Tensor]  # Refinement.state()
     iteration: int
     inputs: dict[str, Any]  # what a resumed run must find unchanged: config, clip, head, layout, start
@@ -25,6 +27,7 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: files.Location, checkpoint: Checkpoint) -> None:
+    """Replace the checkpoint in a folder."""
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in checkpoint.tensors.items()}
     facts = {
         "iteration": checkpoint.iteration,

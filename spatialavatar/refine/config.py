@@ -40,6 +40,8 @@ class AntiSpike(Config):
 
 
 class RefineConfig(Config):
+    """Everything that a refinement can be told."""
+
     iterations: int = Field(10_000, ge=0)
     resolution: int = Field(512, ge=16)  # pixels of the image's longer side
     uv_resolution: int = Field(256, ge=8)  # texels along the UV square; --init brings its own

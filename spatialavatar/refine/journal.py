@@ -38,6 +38,7 @@ class Journal:
 
     @property
     def log(self) -> bytes:
+        """The lines so far, as refine.jsonl holds them."""
         return "".join(line + "\n" for line in self._log_lines).encode()
 
     def resume(self, refinement: Refinement, row: int) -> None:

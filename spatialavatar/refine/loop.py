@@ -38,6 +38,7 @@ class StepTerms:
     aspect: Tensor  # [B], zero before aspect_from
 
     def stacked(self) -> Tensor:
+        """[4, B], in the order of TERM_NAMES."""
         return torch.stack([self.total, self.l1, self.ssim, self.aspect])
 
 
@@ -106,6 +107,7 @@ class Refinement:
         return LocalGaussians.cat([to_gaussians(p, self._rest_scale) for p in detached])
 
     def max_aspect_ratio(self, row: int = 0) -> float:
+        """Largest over smallest scale, of the worst Gaussian of a subject."""
         return max_aspect_ratio(self.parameters[row]["log_scale"].detach())
 
     def remove(self, row: int) -> None:
@@ -182,6 +184,7 @@ class Refinement:
                     self.optimizers[row].state[parameter] = {**moments, "step": moments["step"].reshape(())}
 
     def is_finite(self, row: int = 0) -> bool:
+        """Whether a subject's parameters are all numbers."""
         return all(bool(torch.isfinite(tensor).all()) for tensor in self.parameters[row].values())
 
     def _view(self, row: int) -> TrainingView:

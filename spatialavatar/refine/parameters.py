@@ -31,6 +31,7 @@ def to_parameters(gaussians: LocalGaussians, rest_scale: Float[Tensor, " N"]) ->
 
 
 def to_gaussians(parameters: Parameters, rest_scale: Float[Tensor, " N"]) -> LocalGaussians:
+    """The inverse of ``to_parameters``, differentiable."""
     color = parameters["color"]
     rgb = torch.sigmoid(color[..., :3])
     if color.shape[-1] > 3:

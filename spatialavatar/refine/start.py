@@ -30,6 +30,7 @@ class Start:
 
 
 def template_start(head: HeadModel, uv_resolution: int, channels: int = 3) -> Start:
+    """The skin of the head at rest, the same for everyone (method.md section 1)."""
     layout = build_layout(head, uv_resolution).to(head.template.device)
     skin = template_skin(
         head.template, head.faces, layout.face_index, layout.barycentric, texel_spacing(head, layout), channels

@@ -69,10 +69,12 @@ class Subject:
         return int(order[place])
 
     def background_at(self, seed: int, iteration: int) -> Float[Tensor, "1 3"]:
+        """The random colour, RGB in [0, 1], behind both pictures of an iteration."""
         color = np.random.default_rng([seed, self._key, 1, iteration]).random((1, 3), dtype=np.float32)
         return torch.from_numpy(color).to(self.device)
 
     def view(self, row: int) -> TrainingView:
+        """The frame of a row of ``frames``. Raises SpatialAvatarError for one that cannot be read."""
         (image, coverage, region), vertices = self._load(row)
         return TrainingView(
             image=image.to(self.device).float()[None] / 255,

@@ -150,6 +150,7 @@ class ClipEntry:
 
     @staticmethod
     def of(key: str, header: ClipHeader, shard: str, row_group: int, place: Place, bad_frames: int = 0) -> "ClipEntry":
+        """From a clip's header and the place of its row."""
         return ClipEntry(
             key=key,
             identity=header.identity,
@@ -222,9 +223,11 @@ class ShardRecord:
 
     @property
     def facts(self) -> ShardFacts:
+        """Of the shard's file."""
         return ShardFacts(self.bytes, self.footer_start, self.footer_crc32)
 
     def to_json(self) -> dict[str, Any]:
+        """What the record's file holds."""
         value = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
         return value | {name: list(value[name]) for name in ("entries", "rejected")}
 

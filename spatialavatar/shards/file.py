@@ -45,6 +45,7 @@ MADE_ANEW = "restore the file, or remove it with its record and run the ingest a
 
 
 def shard_file(folder: files.Location, shard: str) -> str:
+    """Where a shard's file lies."""
     return files.join(folder, FOLDER, shard + SUFFIX)
 
 
@@ -101,6 +102,7 @@ class ShardWriter:
         return NewRow(key, clip.header, bad_frames, pa.table(columns, schema=SCHEMA))
 
     def append(self, row: NewRow) -> None:
+        """Write a row. Raises ValueError for a key that is there already."""
         if row.key in self._clips:
             raise ValueError(f"the key {row.key!r} is in the shard already")
         self._writer.write_table(row.table, row_group_size=1)

@@ -32,6 +32,8 @@ class SourceFolder:
 
 @dataclass(frozen=True)
 class Found:
+    """What a source holds."""
+
     sources: list[SourceFolder]  # by key
     unreadable: list[Rejected]  # folders that cannot be listed, and names that cannot be keys
 

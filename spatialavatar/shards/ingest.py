@@ -38,11 +38,14 @@ class Work:
 
     @property
     def settings(self) -> str:
+        """Hash of the settings that the clips are made with."""
         return settings_hash(self.config.settings(self.head))
 
 
 @dataclass(frozen=True)
 class IngestSummary:
+    """What an ingest came to."""
+
     clips: int
     rejected: int  # clips and folders, listed in rejected.jsonl
     converted: int  # clips by this run
@@ -121,6 +124,7 @@ class Count:
         self.left = 0
 
     def add(self, converted: Converted) -> None:
+        """Note what became of a group."""
         added = 0
         if converted.record is not None:
             entries, rejected = converted.record.entries, converted.record.rejected

@@ -22,6 +22,8 @@ SETTINGS_FILE = "ingest.json"
 
 
 class IngestConfig(Config):
+    """Everything that an ingest can be told."""
+
     source: str  # folder or URL that holds the trackers' folders or clips, at any depth
     output: str  # folder or URL of the data set
     format: str = "auto"  # of the source's folders
@@ -47,6 +49,7 @@ class IngestConfig(Config):
 
 
 def settings_hash(settings: dict[str, Any]) -> str:
+    """SHA-256 of what the clips of a data set are made with."""
     text = json.dumps([VERSION, settings], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -75,6 +75,7 @@ class ShardSet:
         return int(self.table.num_rows)
 
     def entry(self, index: int) -> ClipEntry:
+        """What the manifest says of a clip."""
         row = self._row(index)
         return ClipEntry(**{name: row[name].as_py() for name in ENTRY_RULES})
 

@@ -28,6 +28,8 @@ class Clips:
 
 @dataclass(frozen=True)
 class Item:
+    """A folder, or some of its clips, that goes into a shard."""
+
     source: SourceFolder
     clips: Clips | None = None  # every clip that the folder turns out to hold
 
@@ -46,6 +48,8 @@ class Item:
 
 @dataclass(frozen=True)
 class Group:
+    """What becomes one shard."""
+
     name: str  # of its shard and record
     items: tuple[Item, ...]
     attempt: int  # above 1 when what was rejected is tried again
@@ -56,6 +60,7 @@ class Group:
 
 
 def group_of(items: Sequence[Item], settings: str, attempt: int) -> Group:
+    """The items under the name that follows from them, the settings and the attempt."""
     text = json.dumps([[key for item in items for key in item.keys], settings, attempt])
     return Group(hashlib.sha256(text.encode()).hexdigest()[:24], tuple(items), attempt)
 

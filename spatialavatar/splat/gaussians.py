@@ -30,6 +30,7 @@ class LocalGaussians:
         return self.position.shape[1]
 
     def tensors(self) -> dict[str, Tensor]:
+        """The fields by name."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def to(self, *args: Any, **kwargs: Any) -> "LocalGaussians":

@@ -24,10 +24,12 @@ class Board:
         self._writer = SummaryWriter(str(here), purge_step=step)
 
     def scalars(self, values: dict[str, float], step: int) -> None:
+        """Values of curves at a step."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
     def picture(self, name: str, picture: UInt8[np.ndarray, "H W 3"], step: int) -> None:
+        """A picture at a step; not on a store."""
         if self._temporary is None:
             self._writer.add_image(name, picture, step, dataformats="HWC")
 
@@ -40,6 +42,7 @@ class Board:
             files.write_bytes(files.join(self._target, event_file.name), event_file.read_bytes())
 
     def close(self) -> None:
+        """Write what is left."""
         self._writer.close()
         if self._temporary is not None:
             self.publish()

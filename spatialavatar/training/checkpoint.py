@@ -56,6 +56,8 @@ class AnotherProgram(SpatialAvatarError):
 
 @dataclass(frozen=True)
 class TrainingState:
+    """Where a run stood, and what it was told."""
+
     step: int  # optimizer steps done
     seconds: float  # spent training so far
     config: dict[str, Any]  # TrainConfig

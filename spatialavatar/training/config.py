@@ -56,6 +56,8 @@ class AugmentConfig(Config):
 
 
 class SamplerConfig(Config):
+    """How frames are drawn."""
+
     max_sources: int = Field(4, ge=1, le=16)  # K is uniform on 1 .. this
     temperature_start: float = Field(2.0, gt=0)  # of the softmax over difficulty that draws source[0]
     temperature_end: float = Field(0.5, gt=0)
@@ -65,6 +67,8 @@ class SamplerConfig(Config):
 
 
 class LossWeights(Config):
+    """Weights of the terms, by the names of the paper; 0 leaves a term out."""
+
     lambda_1: float = Field(1.0, ge=0)
     lambda_ms: float = Field(1.0, ge=0)
     lambda_lp: float = Field(1.0, ge=0)
@@ -78,6 +82,8 @@ class LossWeights(Config):
 
 
 class OptimizerConfig(Config):
+    """The optimizer and its rates."""
+
     kind: Literal["adam", "adamw"] = "adam"
     learning_rate: float = Field(2.5e-4, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
@@ -87,6 +93,8 @@ class OptimizerConfig(Config):
 
 
 class ScheduleConfig(Config):
+    """The learning rate over the steps: warm-up, then decay."""
+
     kind: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: int = Field(0, ge=0)  # linear from zero
     decay_steps: int | None = Field(None, ge=1)  # until ``end`` is reached, warm-up included; None: all steps
@@ -105,6 +113,8 @@ class DistributedConfig(Config):
 
 
 class TrainConfig(Config):
+    """Everything that a training can be told."""
+
     phase: Literal[1, 2] = 1  # 1: monocular-temporal; 2: multi-view-spatial
     phase1_checkpoint: str | None = None  # Phase 2: a Phase-1 run or checkpoint to go on from
     generator: GeneratorConfig = GeneratorConfig()

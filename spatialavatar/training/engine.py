@@ -21,6 +21,8 @@ from spatialavatar.training.step import Objective, TrainingModule
 
 
 class Engine(Protocol):
+    """What drives a TrainingModule."""
+
     module: TrainingModule
     optimizer: Optimizer  # whose groups' rates hold
 

@@ -21,6 +21,8 @@ class Elsewhere(SpatialAvatarError):
 
 
 class Group(Protocol):
+    """What the processes of a training tell each other."""
+
     @property
     def share(self) -> Share:
         """Which of the processes this one is, and of how many."""

@@ -93,6 +93,7 @@ class Loop:
         self._log_lines = [line for line in lines if json.loads(line)["step"] <= state.step]
 
     def go(self, stream: Iterator[PackedBatch]) -> None:
+        """Take the steps that are left, on the batches of ``stream``."""
         self._since = time.perf_counter()
         self._together(lambda: self.observe(self.progress))
         while self.trainer.step_number < self.config.steps:

@@ -30,14 +30,17 @@ class Meter:
         self._began = self._got = self._clock()
 
     def got_batch(self) -> None:
+        """The batch of the step is there."""
         self._got = self._clock()
 
     def end(self) -> None:
+        """The step is done."""
         self._steps += 1
         self._seconds += self._clock() - self._began
         self._waited += self._got - self._began
 
     def read(self) -> dict[str, float]:
+        """The numbers since the last reading, which starts anew."""
         count = max(1, self._steps)
         found = {
             "step_seconds": self._seconds / count,

@@ -39,6 +39,8 @@ class View:
 
 
 class ClipPool(Protocol):
+    """Clips by number, as samplers and the stream of batches ask for them."""
+
     def __len__(self) -> int:
         """How many clips there are."""
         ...
@@ -91,6 +93,7 @@ class Tracking:
         name: str,
         black_only: bool = False,
     ) -> "Tracking":
+        """From tracking in any form; what is kept is canonical."""
         params, world_to_camera = canonical(head, params, world_to_camera)
         directions = view_direction(world_to_camera.flatten(0, 1)).unflatten(0, world_to_camera.shape[:2])
         facts = ClipFacts(
@@ -104,6 +107,7 @@ class Tracking:
 
     @staticmethod
     def of_clip(head: HeadModel, clip: TrackedClip) -> "Tracking":
+        """Of a clip's training frames."""
         return Tracking.of(
             head,
             clip.params,
@@ -157,6 +161,7 @@ class Memory:
             return held
 
     def pixels(self, clip: int, frame: FrameIndex, size: int, make: Callable[[], SquarePicture]) -> SquarePicture:
+        """A frame of a clip at a size, held or read by ``make``."""
         return self.get((clip, frame, size), make, lambda pixels: pixels.bytes)
 
 

@@ -33,6 +33,8 @@ class ClipFacts:
 
 @dataclass(frozen=True)
 class Draw:
+    """The frames of one sample."""
+
     sources: tuple[FrameIndex, ...]
     target: FrameIndex
 
@@ -83,6 +85,7 @@ def difficulty(
 
 
 def softmax(scores: Float[np.ndarray, " T"], temperature: float) -> Float[np.ndarray, " T"]:
+    """Probabilities; the lower the temperature, the more the highest score gets."""
     weights = np.exp((scores - scores.max()) / temperature)
     return weights / weights.sum()
 

@@ -25,6 +25,7 @@ from spatialavatar.training.step import Anchor, TrainingModule
 
 
 def training_head(config: TrainConfig) -> HeadModel:
+    """The head that a configuration names."""
     return builtin_head() if config.head is None else read_head(config.head)
 
 
@@ -96,10 +97,12 @@ def anchor_at(generator: Generator) -> Anchor:
 
 
 def anchor_hash(anchor: Anchor | None) -> str | None:
+    """By which checkpoints name the anchor; None without one."""
     return None if anchor is None else tensor_files.content_hash(_arrays(anchor))
 
 
 def write_anchor(location: files.Location, anchor: Anchor) -> None:
+    """Write the weights that L2-SP holds on to."""
     tensor_files.write_tensors(location, _arrays(anchor))
 
 

@@ -88,6 +88,7 @@ class TrainingModule(nn.Module):
         return self._pairs.device
 
     def forward(self, batch: Batch) -> Objective:
+        """The loss of a batch and its terms."""
         half = self.config.precision == "bf16"
         device = batch.background.device.type
         mixed: Any = torch.autocast(device, torch.bfloat16) if half else contextlib.nullcontext()

@@ -75,6 +75,8 @@ class InferenceMemory:
 
 @dataclass(frozen=True)
 class Summary:
+    """What a generator costs."""
+
     parts: list[Part]
     sources: int  # K
     gaussians: int

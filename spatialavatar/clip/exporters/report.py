@@ -9,6 +9,8 @@ from spatialavatar.head.model import HeadModel
 
 @dataclass(frozen=True)
 class ExportReport:
+    """What was written, and what was lost on the way."""
+
     files: int  # written
     notes: tuple[str, ...] = ()  # what the format could not hold, in numbers
 

@@ -27,6 +27,8 @@ __all__ = ["FORMATS", "ImportOptions", "Importer", "import_clips", "open_source"
 
 
 class Importer(NamedTuple):
+    """One format: how its folders are recognised, and how they are opened."""
+
     recognises: Callable[[frozenset[str]], bool]  # the names in a folder
     open: Callable[[str, HeadModel, ImportOptions], list[TrackedClip]]
     marks: str  # what the tool's folders hold, for messages

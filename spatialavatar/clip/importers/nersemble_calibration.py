@@ -29,6 +29,7 @@ class Calibration:
 
 
 def read_calibration(folder: str) -> Calibration:
+    """Raises SpatialAvatarError naming the file and camera: missing, not matrices."""
     location = files.join(folder, "camera_params.json")
     content = read_foreign_json(location)
     poses = content.get("world_2_cam")

@@ -27,6 +27,8 @@ _OTHER_PICTURE = 20.0  # levels: beyond this mean difference a picture is not th
 
 
 class PixelSource(NamedTuple):
+    """Where the pixels are read, and how instants count there."""
+
     name: str
     read: Callable[[int, int], Pixels]  # (instant, camera): at the export's size, colours as filmed
     rate: float  # instants in a second
@@ -34,6 +36,7 @@ class PixelSource(NamedTuple):
 
 
 def pixel_source(folder: str, sequence: VhapSequence, pictures: VhapPictures) -> PixelSource:
+    """The best source that is there (the order is above)."""
     images = files.join(folder, "images")
     listed = set(files.list_folder(images))
     size = (sequence.width, sequence.height)

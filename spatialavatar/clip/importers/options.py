@@ -16,6 +16,8 @@ from spatialavatar.errors import SpatialAvatarError
 
 @dataclass(frozen=True)
 class ImportOptions:
+    """What a person says about the source."""
+
     identity: str | None = None  # who is seen; from the tool's own names when not given
     licence: str | None = None  # of the pictures, as a note
     fps: float | None = None  # when the tool's files do not say (25), or say it wrongly

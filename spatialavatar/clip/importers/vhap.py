@@ -71,6 +71,7 @@ def person(name: str, union: bool) -> str:
 
 
 def reading_notes(sequence: VhapSequence) -> list[str]:
+    """What was read and left out, for the clip's note."""
     notes = [sequence.listing.rsplit("/", 1)[-1]]
     if sequence.incomplete:
         everything = sequence.incomplete + len(sequence.timesteps)

@@ -32,6 +32,8 @@ _SEQUENCE_FILES = ("sequences_trainval.txt", "sequences_test.txt")
 
 @dataclass(frozen=True, order=True)
 class VhapCamera:
+    """A camera of a listing."""
+
     index: int
     id: str  # NeRSemble: the serial number
 
@@ -103,6 +105,7 @@ def read_sequences(folder: str, with_divisions: bool = False) -> list[VhapSequen
 
 
 def division_file(division: Division) -> str:
+    """The listing of one division."""
     return f"transforms_{division}.json"
 
 

@@ -28,6 +28,7 @@ class VhapPictures:
 
     @property
     def has_mattes(self) -> bool:
+        """Whether frames come with a matte."""
         return self.alpha or self.sequence.mattes is not None
 
     def encoded(self, instant: int, camera: int) -> EncodedFrame:
@@ -45,6 +46,7 @@ class VhapPictures:
         return self._straight(instant, camera, *self._read(instant, camera))
 
     def matte(self, instant: int, camera: int) -> Alpha | None:
+        """The matte alone, where there is one."""
         mattes = self.sequence.mattes
         if mattes is None:
             return self.decoded(instant, camera)[1]

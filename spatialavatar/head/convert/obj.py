@@ -11,6 +11,8 @@ from spatialavatar.errors import SpatialAvatarError
 
 @dataclass(frozen=True)
 class ObjMesh:
+    """What an OBJ file holds."""
+
     vertices: Float[np.ndarray, "V 3"]  # in the file's unit
     uv: Float[np.ndarray, "U 2"]  # v up
     polygons: list[list[tuple[int, int]]]  # corners (vertex, uv), from zero; uv -1 where the corner has none
