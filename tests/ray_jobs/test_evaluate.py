@@ -242,7 +242,10 @@ def test_an_unexpected_exception_is_its_subjects_own(monkeypatch: pytest.MonkeyP
         ({"checkpoint": None, "avatars": "{made}", "encoder_weights": "w"}, "--encoder-weights is for --checkpoint"),
         ({"checkpoint": None}, "give either --checkpoint, a generator, or --avatars"),
         ({"checkpoint": "none"}, "none: no training run, checkpoint or generator.safetensors there"),
-        ({"data": "none"}, "none: no such folder; name the folder of a data set of shards, or above clips"),
+        (
+            {"data": "none"},
+            "none: no such folder; name the folder of a data set of shards, one above several, or above clips",
+        ),
         ({"data": "{made}/run"}, "run: no data set of shards, it holds no manifest.json"),
         ({"data": "{made}/clips/c4"}, "c4: nothing to evaluate: {made}/clips/c4/clip.json: "),
         ({"part": "some"}, "--part some: expected one of all, train, held_out"),
