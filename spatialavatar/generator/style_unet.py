@@ -91,7 +91,7 @@ class ModulatedConv(nn.Module):
     def forward(self, x: Float[Tensor, "B I H W"], style: Float[Tensor, "B S"]) -> Float[Tensor, "B O H W"]:
         """``style`` is a row for each map of the batch."""
         scale, weight = self.affine(style), self.weight * self.gain
-        out = conv2d(x * scale[:, :, None, None].to(x.dtype), weight, padding=weight.shape[-1] // 2)
+        out = conv2d(x * scale[:, :, None, None].to(x.dtype), weight, padding=int(weight.shape[-1]) // 2)
         if self.demodulate:
             with torch.autocast(x.device.type, enabled=False):
                 energy = scale.to(weight.dtype).square() @ weight.square().sum((2, 3)).mT
