@@ -41,11 +41,11 @@ def load_config(model: type[C], path: files.Location | None = None, overrides: S
         *parents, leaf = key.split(".")
         node = values
         for parent in parents:
-            if node.get(parent) is None:  # absent, or null in the file
-                node[parent] = {}
-            node = node[parent]
-            if not isinstance(node, dict):
+            below = {} if node.get(parent) is None else node[parent]  # absent, or null in the file
+            if not isinstance(below, dict):
                 raise SpatialAvatarError(f"--set {override}: {parent} holds a value, not further keys")
+            node[parent] = dict(below)  # its own: YAML's anchors share what they name
+            node = node[parent]
         try:
             node[leaf] = yaml.safe_load(text)
         except yaml.YAMLError:

@@ -52,6 +52,14 @@ def test_a_section_that_is_null_can_be_filled(tmp_path: Path) -> None:
     assert (config.held_out.synthetic.identities, config.held_out.synthetic.cameras) == (2, 4)
 
 
+def test_an_override_changes_one_of_two_sections_that_an_anchor_makes_alike(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("data: &people {synthetic: {identities: 3}}\nheld_out: *people\n")
+    config = load_config(TrainConfig, file, ["held_out.synthetic.identities=2"])
+    assert config.held_out is not None and config.held_out.synthetic is not None and config.data.synthetic is not None
+    assert (config.data.synthetic.identities, config.held_out.synthetic.identities) == (3, 2)
+
+
 class Part(Config):
     name: str
     size: int = 1
