@@ -193,6 +193,27 @@ def test_copies_of_the_same_sources_share_what_is_compiled(tmp_path):
     assert loads == ["0", "1", "0"]
 
 
+@pytest.mark.parametrize("surroundings", ["no home", "no place", "no compiler"])
+def test_kernels_run_where_nothing_can_be_kept(tmp_path, surroundings):
+    environment = {
+        "no home": {"HOME": "", "XDG_CACHE_HOME": str(tmp_path)},
+        "no place": {"NUMBA_CACHE_DIR": "/proc/nowhere"},
+        "no compiler": {"NUMBA_DISABLE_JIT": "1"},
+    }[surroundings]
+    done = run_python(
+        """
+        from spatialavatar.splat.cpu.runtime import kernel
+        @kernel()
+        def double(x):
+            return 2 * x
+        print(double(4))
+        """,
+        **environment,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["8"]
+
+
 def test_the_first_kernel_leaves_torchs_threads_alone():
     """In a process of its own, for numba starts its threads once."""
     done = run_python(

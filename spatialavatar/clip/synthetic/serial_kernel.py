@@ -16,7 +16,7 @@ from spatialavatar.kernel_cache import keep_by_content
 
 def serial_kernel(function: Callable[..., Any]) -> Any:
     """Compiled at first use and kept on disk; it may call ``inlined`` functions of its own file only."""
-    dispatcher = numba.njit(function, nogil=True, cache=True)
+    dispatcher = numba.njit(function, nogil=True)
     keep_by_content(dispatcher, hashlib.sha256(Path(function.__code__.co_filename).read_bytes()).hexdigest())
     return dispatcher
 

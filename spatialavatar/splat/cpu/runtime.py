@@ -71,7 +71,7 @@ def kernel(*, parallel: bool = False, fastmath: bool | set[str] = False, inline:
     def compile_lazily(function: Callable[..., Any]) -> Any:
         if inline:
             return numba.njit(function, fastmath=fastmath or {"contract"}, forceinline=True)
-        dispatcher = numba.njit(function, parallel=parallel, fastmath=fastmath, cache=True)
+        dispatcher = numba.njit(function, parallel=parallel, fastmath=fastmath)
         keep_by_content(dispatcher, _source_digest(Path(function.__code__.co_filename)))
         return dispatcher
 
