@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.processors import usable_cpus
@@ -42,7 +43,8 @@ def connect(address: str | None = None, cpus: int | None = None) -> None:
     except (ConnectionError, RuntimeError, ValueError) as e:
         reason = " ".join(str(e).split())[:300]
         raise SpatialAvatarError(f"{wanted}: no Ray cluster to join there ({reason})") from None
-    signal.signal(signal.SIGTERM, on_term)  # Ray has set a handler of its own
+    if on_term is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_term)  # Ray has set a handler of its own
     # The jobs say in their own words who was lost; Ray would print a paragraph each time, and has no option against it
     ray._private.worker._worker_logs_enabled = False
 

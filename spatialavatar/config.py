@@ -30,7 +30,7 @@ def load_config(model: type[C], path: files.Location | None = None, overrides: S
     if path is not None:
         try:
             values = yaml.safe_load(files.read_bytes(path)) or {}
-        except yaml.YAMLError as e:
+        except (yaml.YAMLError, ValueError) as e:  # ValueError: a day that is none
             raise SpatialAvatarError(f"{path}: not valid YAML: {' '.join(str(e).split())}") from None
         if not isinstance(values, dict):
             raise SpatialAvatarError(f"{path}: expected 'key: value' lines, found a {type(values).__name__}")
@@ -48,7 +48,7 @@ def load_config(model: type[C], path: files.Location | None = None, overrides: S
             node = node[parent]
         try:
             node[leaf] = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):
             raise SpatialAvatarError(f"--set {override}: {text} is not a YAML value") from None
     try:
         return model.model_validate(values)

@@ -14,6 +14,7 @@ from spatialavatar.clip import TrackedClip, open_clip
 from spatialavatar.clip.header import HEADER_FILE, header_from_json, read_header_json
 from spatialavatar.errors import SpatialAvatarError, StoreError
 from spatialavatar.head import HeadModel, HeadReference
+from spatialavatar.shards.file import FOLDER
 from spatialavatar.shards.find import CLIP_FORMAT, SourceFolder, find_sources
 from spatialavatar.shards.manifest import MANIFEST_FILE, ShardSet, open_shards
 from spatialavatar.training.shard_pool import is_held_out
@@ -86,15 +87,18 @@ def find_footage(data: files.Location, part: Part = "all", held_out_share: float
             f"{where}: no such folder; name the folder of a data set of shards, one above several, or above clips"
         )
     faults: list[Fault] = []
-    sets = {folder: open_shards(folder) for folder in _data_sets(where)}
-    if sets:
-        found = [_of_shards(where, shards, number) for shards in sets.values() for number in range(len(shards))]
+    sets: dict[str, ShardSet] = {}
+    if files.exists(files.join(where, MANIFEST_FILE)):
+        sets = {where: open_shards(where)}
     else:
         listed = find_sources(where, CLIP_FORMAT)
-        if not listed.sources:
-            open_shards(where)  # tells of shards whose ingest is not finished, or that there are none
         found, faults = _of_folders(listed.sources)
         faults += [Fault(rejected.key, rejected.reason) for rejected in listed.unreadable]
+        if not listed.sources:
+            # without any, this tells that there are none
+            sets = {folder: open_shards(folder) for folder in _data_sets_below(where) or [where]}
+    if sets:
+        found = [_of_shards(where, shards, number) for shards in sets.values() for number in range(len(shards))]
     wanted = [c for c in found if part == "all" or is_held_out(c.identity, held_out_share) == (part == "held_out")]
     if not wanted and found:
         people = len({clip.identity for clip in found})
@@ -106,14 +110,12 @@ def find_footage(data: files.Location, part: Part = "all", held_out_share: float
     return Footage(where, sets, tuple(ordered), tuple(sorted(faults, key=lambda fault: fault.key)))
 
 
-def _data_sets(where: str) -> list[str]:
-    """The folder itself, or those right under it, where they hold data sets."""
-    if files.exists(files.join(where, MANIFEST_FILE)):
-        return [where]
-    below = [files.join(where, name) for name in files.list_folder(where)]
+def _data_sets_below(where: str) -> list[str]:
+    """Folders right under it that an ingest wrote into, finished or not."""
+    folders = [files.join(where, name) for name in files.list_folders_and_files(where)[0]]
     with ThreadPoolExecutor(_READERS) as pool:
-        found = pool.map(lambda folder: files.exists(files.join(folder, MANIFEST_FILE)), below)
-        return [folder for folder, holds in zip(below, found) if holds]
+        names = list(pool.map(files.list_folder, folders))
+    return [folder for folder, held in zip(folders, names) if {MANIFEST_FILE, FOLDER} & set(held)]
 
 
 def _of_shards(where: str, shards: ShardSet, number: int) -> ListedClip:

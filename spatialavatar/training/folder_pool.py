@@ -73,5 +73,5 @@ def _folders(locations: Sequence[str]) -> list[str]:
             raise SpatialAvatarError(
                 f"{location}: no tracked clip matches this pattern; it should match folders that hold {HEADER_FILE}"
             )
-        found += sorted(clip_folder(header) for header in matched)
+        found += sorted(header.rpartition("/")[0] for header in matched)
     return list(dict.fromkeys(found))

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from spatialavatar.clip.synthetic import SyntheticCapture, synthesize_capture
-from spatialavatar.clip.synthetic.person import draw_person
 from spatialavatar.clip.synthetic.mesh_renderer import Lights, Surface, render_mesh
 from spatialavatar.clip.synthetic.motion import draw_motion
 from spatialavatar.clip.synthetic.noise import value_noise
+from spatialavatar.clip.synthetic.person import draw_person
 from spatialavatar.clip.synthetic.studio import draw_lights
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.head.builtin import generate_head

@@ -47,3 +47,18 @@ def test_folders(tmp_path: Path) -> None:
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(SpatialAvatarError, match="no such folder; name the folder of a data set of shards, one above"):
         find_footage(tmp_path / "none")
+
+
+def test_an_ingest_that_is_not_finished_is_told_of(tmp_path: Path) -> None:
+    tiny_shards(tmp_path / "mono", clips=2)
+    tiny_shards(tmp_path / "multi", clips=2)
+    (tmp_path / "multi" / "manifest.json").unlink()
+    with pytest.raises(SpatialAvatarError, match="multi: its ingest is not finished"):
+        find_footage(tmp_path)
+
+
+def test_clips_come_before_data_sets_and_whatever_else_is_there(tmp_path: Path) -> None:
+    tiny_clip(tmp_path / "clips/a")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "manifest.json").write_text("{}")
+    assert [clip.key for clip in find_footage(tmp_path).clips] == ["clips/a"]
