@@ -32,13 +32,23 @@ case "$size" in
     *) echo "error: $size: expected documented or smallest, or nothing" >&2; exit 2 ;;
 esac
 
-cd "$(dirname "$0")/.."
 if [ -e "$out" ]; then
     echo "error: $out: exists; name a new folder" >&2
     exit 2
 fi
+if [[ "$(realpath -m "$out")" == *[^A-Za-z0-9._/+=@-]* ]]; then
+    echo "error: $(realpath -m "$out"): name a folder of plain letters; it goes through the command lines of jobs" >&2
+    exit 2
+fi
+for program in ray moto_server spatialavatar; do
+    if ! command -v "$program" >/dev/null; then
+        echo "error: $program is not installed; install it with: pip install -e '.[dev]'" >&2
+        exit 2
+    fi
+done
 mkdir -p "$out/logs"
 out="$(cd "$out" && pwd)"
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 steps="$out/steps.jsonl"
 
 # ---- what is started here is ended here -------------------------------------------------------------------------------
@@ -60,7 +70,9 @@ scratch="$(mktemp -d /tmp/e2e.XXXXXX)"  # short: sockets of Ray lie in it
 stop() {
     trap - EXIT INT TERM
     for process in $step "${started[@]}"; do kill "$process" 2>/dev/null || true; done
+    (sleep 30; for process in $step "${started[@]}"; do kill -9 "$process" 2>/dev/null || true; done) &
     for process in $step "${started[@]}"; do wait "$process" 2>/dev/null || true; done
+    kill $! 2>/dev/null || true
     rm -rf "$scratch"
 }
 trap stop EXIT
@@ -86,7 +98,7 @@ PYTHON
 }
 
 run() {  # TITLE LOG COMMAND...
-    local title="$1" log="logs/$2.log" began code=0
+    local title="$1" log="logs/$2.log" began code=0 shown
     shift 2
     began="$(date +%s.%N)"
     echo "== $title"
@@ -94,12 +106,14 @@ run() {  # TITLE LOG COMMAND...
     step=$!
     wait "$step" || code=$?  # a signal ends this wait, where it would not end the step
     step=
-    note "$title" "${*//$out/OUT}" "$log" "$began" "$code"
-    grep -v '^ *$\|cli\.py:[0-9]\|sdk\.py:[0-9]' "$out/$log" | tail -n 2 | cut -c -150  # without what ray job submit says
+    shown="$(printf '%q ' "$@")"
+    note "$title" "${shown//"$out"/OUT}" "$log" "$began" "$code"
     if [ "$code" != 0 ]; then
         echo "error: $title ended with $code; $out/$log says why" >&2
-        exit 1
     fi
+    # without what ray job submit itself says
+    { grep -v '^ *$\|cli\.py:[0-9]\|sdk\.py:[0-9]' "$out/$log" || true; } | tail -n 2 | cut -c -150
+    [ "$code" = 0 ] || exit 1
 }
 
 job() {  # TITLE LOG MODULE OPTIONS...: submitted to the cluster
@@ -151,13 +165,13 @@ job "Sweep: anchor, Jacobian, decay of the learning rate" sweep ray_jobs.tune --
 
 run "List the fleet's subjects" subjects python examples/end_to_end/subjects.py \
     $bucket/shards/monocular $bucket/shards/multiview --poison $bucket/clips/poison --out $bucket/subjects.jsonl
-python examples/end_to_end/kill_worker.py "$RAY_API_SERVER_ADDRESS" >"$out/logs/kill.log" 2>&1 &
+python examples/end_to_end/kill_worker.py "$RAY_API_SERVER_ADDRESS" >"$out/logs/kill.log" 2>"$out/logs/kill.err" &
 killer=$!
 started+=("$killer")
 mapfile -t of_fleet < <(sets "${fleet[@]}")
 job "Fleet: refine every subject" fleet ray_jobs.refine --config configs/dev/fleet.yaml \
     --subjects $bucket/subjects.jsonl --output $bucket/fleet --checkpoint $bucket/runs/phase2 "${of_fleet[@]}"
-wait "$killer" || { echo "error: no worker was killed; $out/logs/kill.log says why" >&2; exit 1; }
+wait "$killer" || { echo "error: no worker was killed; $out/logs/kill.err says why" >&2; exit 1; }
 cat "$out/logs/kill.log"
 note "$(cat "$out/logs/kill.log")" "" "logs/kill.log" "$(date +%s.%N -r "$out/logs/kill.log")" 0
 

@@ -13,6 +13,7 @@ from spatialavatar.config import Config, load_config
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.evaluation.generator_report import METRICS, SOURCES, TARGETS
 from spatialavatar.evaluation.held_out import MOST_SOURCES
+from spatialavatar.evaluation.sweep_folder import short_names
 from spatialavatar.training.config import DataConfig, TrainConfig
 
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,-]{0,99}")
@@ -127,12 +128,6 @@ def _held_out(sweep: TuneConfig, variant: Variant, config: TrainConfig, where: s
             "training's held_out"
         )
     return config.held_out
-
-
-def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """The last parts of keys, as lambda_sp of loss.lambda_sp, where they tell them apart."""
-    last = [key.rpartition(".")[2] for key in keys]
-    return {key: short if last.count(short) == 1 else key for key, short in zip(keys, last)}
 
 
 def varied_keys(trials: Sequence[TrialPlan]) -> list[str]:

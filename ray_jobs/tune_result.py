@@ -8,10 +8,20 @@ from typing import Any
 import yaml
 
 from ray_jobs.tune_board import Ended
-from ray_jobs.tune_config import TrialPlan, TuneConfig, short_names, varied_keys
+from ray_jobs.tune_config import TrialPlan, TuneConfig, varied_keys
 from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError, StoreError
-from spatialavatar.evaluation.sweep_folder import CSV, ENDED, EVALUATION, MARKDOWN, PLOT, SWEEP, TRIALS, TUNE
+from spatialavatar.evaluation.sweep_folder import (
+    CSV,
+    ENDED,
+    EVALUATION,
+    MARKDOWN,
+    PLOT,
+    SWEEP,
+    TRIALS,
+    TUNE,
+    short_names,
+)
 from spatialavatar.evaluation.table import METRICS, VARIANT, Column, csv_table, table
 from spatialavatar.training.checkpoint import HARMLESS
 from spatialavatar.training.folder import LOG

@@ -19,7 +19,7 @@ def answered(request: urllib.request.Request, until: float) -> None:
             return
         except OSError as e:
             if time.monotonic() > until:
-                sys.exit(f"{request.full_url} does not answer: {e}")
+                sys.exit(f"{request.full_url} does not answer ({e}); store.log and cluster.log say why")
             time.sleep(0.5)
 
 

@@ -18,15 +18,18 @@ SECONDS_AT_WORK = 8  # before it is killed: long enough to have read its clips a
 
 def main(address: str) -> None:
     until = time.monotonic() + SECONDS_TO_WAIT
+    seen: dict[str, float] = {}  # workers that are alive, and since when
     while time.monotonic() < until:
         alive = [("class_name", "=", "Refiner"), ("state", "=", "ALIVE")]
-        actors = list_actors(address=address, filters=alive, detail=True)
-        if actors:
-            time.sleep(SECONDS_AT_WORK)
-            os.kill(actors[0].pid, signal.SIGKILL)
-            print(f"process {actors[0].pid}, a worker of the fleet, was killed while it refined")
-            return
-        time.sleep(1)
+        now = time.monotonic()
+        actors = {actor.actor_id: actor.pid for actor in list_actors(address=address, filters=alive, detail=True)}
+        seen = {actor: seen.get(actor, now) for actor in actors}
+        for actor, since in seen.items():
+            if now - since >= SECONDS_AT_WORK:
+                os.kill(actors[actor], signal.SIGKILL)
+                print(f"process {actors[actor]}, a worker of the fleet, was killed while it worked")
+                return
+        time.sleep(0.5)
     sys.exit("no worker of a fleet came up")
 
 

@@ -33,6 +33,7 @@ def report(
     """
     from spatialavatar import files
     from spatialavatar.report import read_section, read_steps, write_page
+    from spatialavatar.report.content import counted
 
     files.refuse_existing(out, force)
     sections = [read_section(folder) for folder in folders]
@@ -40,4 +41,4 @@ def report(
         sections.insert(0, read_steps(steps))
     write_page(out, sections, title)
     problems = sum(len(section.problems) for section in sections)
-    typer.echo(f"{out}: {len(sections)} sections, {problems} problem{'' if problems == 1 else 's'} told of")
+    typer.echo(f"{out}: {counted(len(sections), 'section')}, {counted(problems, 'problem')} told of")

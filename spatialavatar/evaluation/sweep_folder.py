@@ -7,6 +7,14 @@ OUT/tune/                            Ray Tune's own state
 OUT/table.md, table.csv, sweep.png   what came of it
 """
 
+from collections.abc import Sequence
+
 SWEEP, TRIALS, ENDED, TUNE = "sweep.yaml", "trials", "ended", "tune"
 EVALUATION = "evaluation.json"  # of a trial
 MARKDOWN, CSV, PLOT = "table.md", "table.csv", "sweep.png"
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """The last parts of keys, as lambda_sp of loss.lambda_sp, where they tell them apart."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return {key: short if last.count(short) == 1 else key for key, short in zip(keys, last)}

@@ -60,3 +60,8 @@ class Section:
     headline: str
     parts: list[Facts | Table | Figure] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+
+
+def counted(number: int, one: str, several: str = "") -> str:
+    """A number with its noun."""
+    return f"{number:,} {one if number == 1 else several or one + 's'}"

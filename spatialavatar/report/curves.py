@@ -22,9 +22,10 @@ def draw(panels: Mapping[str, Mapping[str, Curve]], xlabel: str = "step", logari
     with matplotlib.rc_context({"svg.hashsalt": "spatialavatar", "font.size": 9}):
         figure = Figure(figsize=(4.4 * len(panels), 3.1), layout="constrained")
         canvas = FigureCanvasSVG(figure)
+        names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
         for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
-            for number, (name, curve) in enumerate(curves.items()):
-                color = f"C{number % 10}"
+            for name, curve in curves.items():
+                color = f"C{names.index(name) % 10}"
                 marker = "o" if len(curve) < 40 else None
                 shown = [(step, value if value > 0 or title not in logarithmic else math.nan) for step, value in curve]
                 axes.plot(*zip(*shown), "-", marker=marker, markersize=3, color=color, label=name)

@@ -4,13 +4,12 @@ from collections.abc import Mapping
 
 from spatialavatar import files
 from spatialavatar.clip.pictures import encode
-from spatialavatar.report.content import Facts, Figure, Problem, Section
+from spatialavatar.report.content import Facts, Figure, Problem, Section, counted
 from spatialavatar.shards.manifest import MANIFEST_FILE, REJECTED_FILE, open_shards
 from spatialavatar.shards.report import summary
 from spatialavatar.shards.sheet import sample_sheet
 
 CLIPS_SHOWN = 4
-LISTED = 100  # rejected sources
 
 
 def data_section(location: str) -> Section:
@@ -22,11 +21,12 @@ def data_section(location: str) -> Section:
     section = Section(
         f"Data set {name}",
         location,
-        f"{found['identities']:,} people, {found['clips']:,} clips, {found['frames']:,} frames{rejected}",
+        f"{counted(found['identities'], 'person', 'people')}, {counted(found['clips'], 'clip')}, "
+        f"{counted(found['frames'], 'frame')}{rejected}",
     )
     facts = {
         "people": f"{found['identities']:,}",
-        "clips": f"{found['clips']:,} in {found['shards']:,} shards, {found['bytes'] / 1e6:.1f} MB",
+        "clips": f"{found['clips']:,} in {counted(found['shards'], 'shard')}, {found['bytes'] / 1e6:.1f} MB",
         "frames": f"{found['frames']:,}, {found['train_frames']:,} of them to train on",
         "pictures": _counts(found["resolutions"]),
         "cameras of a clip": _counts(found["cameras"]),
@@ -38,7 +38,7 @@ def data_section(location: str) -> Section:
     if len(shards):
         sheet = encode(sample_sheet(shards, count=CLIPS_SHOWN), "jpg")
         section.parts.append(Figure(f"{min(CLIPS_SHOWN, len(shards))} clips, drawn", sheet, "jpeg", location))
-    for item in shards.rejected[:LISTED]:
+    for item in shards.rejected:
         handling = f"set aside at try {item.attempts}; --retry-rejected tries it again, the others went on"
         section.problems.append(Problem(item.key, item.reason, handling, files.join(location, REJECTED_FILE)))
     return section

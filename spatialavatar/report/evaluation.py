@@ -6,7 +6,7 @@ from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.evaluation.results import FORMAT, REPORT
 from spatialavatar.evaluation.table import METRICS, Column
-from spatialavatar.report.content import Facts, Problem, Section, Table
+from spatialavatar.report.content import Facts, Problem, Section, Table, counted
 
 LISTED = 200  # subjects
 _CASES = Column("cases", "pictures")
@@ -23,8 +23,9 @@ def evaluation_section(location: str) -> Section:
     generator = found["settings"].get("generator") is not None
     what = "generator" if generator else "avatars"
     psnr = overall.get("psnr")
-    shown = "nothing measured" if psnr is None else f"PSNR {psnr:.2f} dB over {overall['cases']} pictures"
-    section = Section(f"Evaluation of {what}", location, f"{len(subjects)} subjects, {shown}")
+    mean = "the mean of all pictures" if generator else "the mean of the avatars"
+    shown = "nothing measured" if psnr is None else f"PSNR {psnr:.2f} dB, {mean}"
+    section = Section(f"Evaluation of {what}", location, f"{counted(len(subjects), 'subject')}, {shown}")
     about = {name: str(value) for name, value in found.items() if isinstance(value, str | int | float)}
     section.parts.append(Facts({n: v for n, v in about.items() if n not in ("format", "version")}, where))
     empty = [column for column in METRICS if overall.get(column.key) is None]
@@ -40,7 +41,7 @@ def evaluation_section(location: str) -> Section:
         section.parts.append(Table("Self-reenactment", (first, *metrics, _CASES), rows, where, notes))
     else:
         first = Column("name", "")
-        rows = [{"name": "mean", **overall}]
+        rows = [{"name": "mean of the avatars", **overall}]
         section.parts.append(Table("Self-reenactment", (first, *metrics, _CASES), rows, where, notes))
     more = [f"{len(subjects) - LISTED} more are in {REPORT}"] if len(subjects) > LISTED else []
     ordered = sorted(subjects, key=lambda row: row.get("psnr") or 0.0)

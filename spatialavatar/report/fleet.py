@@ -10,9 +10,9 @@ from spatialavatar import files
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.evaluation.table import Column
 from spatialavatar.fleet.status import FILE as STATUS
-from spatialavatar.fleet.status import read_status
+from spatialavatar.fleet.status import read_status, state_of
 from spatialavatar.fleet.summary import SCHEMA, SHEET, TABLE, Row, means
-from spatialavatar.report.content import Facts, Figure, Problem, Section, Table
+from spatialavatar.report.content import Facts, Figure, Problem, Section, Table, counted
 
 LISTED = 200  # rows of the page's table; those that need a look come first
 COLUMNS = (
@@ -32,7 +32,6 @@ HANDLED = {
     "failed": "given up after {attempts} attempts; --retry-failed tries it again, the others went on",
     "refused": "its row of the list was passed over",
     "left": "its store did not answer; the same command tries it again",
-    "missing": "not finished yet; the same command goes on",
     "review": "refined and kept, marked for a person's look",
 }
 
@@ -47,9 +46,9 @@ def fleet_section(location: str) -> Section:
     finished = [row for row in rows if row["outcome"] in ("done", "review")]
     mean = means(rows)
     quality = f", mean PSNR {mean['psnr']:.2f} dB" if mean["psnr"] is not None else ""
-    section = Section("Fleet", location, f"{len(finished)} of {len(rows)} subjects refined{quality}")
+    section = Section("Fleet", location, f"{len(finished):,} of {counted(len(rows), 'subject')} refined{quality}")
     facts = {
-        "state": f"{status.state}, updated {status.updated}",
+        "state": f"{state_of(status)}, as of {status.updated}",
         "subjects": f"{status.total}: {status.done} done ({status.review} to review), {status.failed} failed or "
         f"refused, {status.left} left",
         "workers lost": f"{status.workers_lost}",
@@ -58,6 +57,8 @@ def fleet_section(location: str) -> Section:
         facts["throughput"] = f"{status.subjects_per_hour:.0f} subjects/h"
     if status.optimising is not None:
         facts["workers' time in iterations"] = f"{100 * status.optimising:.0f} %"
+    if len(finished) != status.done:
+        facts["table below"] = "of another moment than these numbers; 'spatialavatar fleet report' writes it anew"
     section.parts.append(Facts(facts, source))
     if finished:
         section.parts.append(Table("Means of the refined", COLUMNS[2:10], [mean], where))
@@ -68,9 +69,12 @@ def fleet_section(location: str) -> Section:
         title = "The worst and the best: frame | avatar | error | avatar from the side"
         section.parts.append(Figure(title, files.read_bytes(sheet), "jpeg", sheet))
     if status.workers_lost:
-        what = f"{status.workers_lost} worker{'s' if status.workers_lost > 1 else ''} lost"
-        handling = "their subjects went to other workers, on from their checkpoints"
+        what = f"{counted(status.workers_lost, 'worker')} lost"
+        handling = "what it held is given out again, on from its checkpoints; attempts are in the table"
         section.problems.append(Problem(what, "the process, or its machine, ended", handling, source))
+    if missing := sum(row["outcome"] == "missing" for row in rows):
+        handling = "the same command goes on with them"
+        section.problems.append(Problem(counted(missing, "subject"), "not finished yet", handling, where))
     for row in rows:
         if row["outcome"] in HANDLED:
             handling = HANDLED[row["outcome"]].format(attempts=row["attempts"])

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from spatialavatar import files
 from spatialavatar.avatar.folder import MANIFEST as AVATAR
-from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.errors import SpatialAvatarError, in_short
 from spatialavatar.evaluation.results import REPORT
 from spatialavatar.evaluation.sweep_folder import SWEEP
 from spatialavatar.fleet.settings import SETTINGS
@@ -31,9 +31,20 @@ KINDS: dict[str, tuple[str, Callable[[str], Section]]] = {
 def read_section(location: str) -> Section:
     """The section of a folder of results. Raises SpatialAvatarError: nothing of ours there, or damaged files."""
     names = set(files.list_folder(location))
-    for file, (_, read) in KINDS.items():
+    for file, (what, read) in KINDS.items():
         if file in names:
-            return read(location)
+            return _read(read, location, what)
     known = ", ".join(f"{what} ({file})" for file, (what, _) in KINDS.items())
     found = "no such folder" if not files.exists(location) else "nothing that can be reported"
     raise SpatialAvatarError(f"{location}: {found}; expected the folder of {known}")
+
+
+def _read(read: Callable[[str], Section], location: str, what: str) -> Section:
+    """Where a field is missing, or of another type, one line that says so."""
+    try:
+        return read(location)
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        why = f"{type(e).__name__}: {in_short(e)}"
+        raise SpatialAvatarError(
+            f"{location}: cannot be reported as {what} ({why}); restore its files, or leave it out"
+        ) from e

@@ -5,11 +5,13 @@ import datetime
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from spatialavatar import __version__, files
 from spatialavatar.evaluation.table import cell
 from spatialavatar.report.content import Facts, Figure, Section, Table
 
+PROBLEMS_LISTED = 50  # of one section
 TEMPLATE = Path(__file__).with_name("page.html")
 
 
@@ -26,13 +28,12 @@ def write_page(out: files.Location, sections: Sequence[Section], title: str = "S
     environment.filters |= {"data": _as_data, "kind": _kind, "cell": lambda row, column: cell(column, row)}
     template = environment.from_string(TEMPLATE.read_text())
     page = os.fspath(out)
-    problems = [(section, problem) for section in sections for problem in section.problems]
     html = template.render(
         title=title,
         sections=[(f"s{number}", section) for number, section in enumerate(sections)],
-        problems=problems,
+        listed=PROBLEMS_LISTED,
         link=lambda source: _link(page, source),
-        beside=lambda source, name: _link(page, files.join(os.path.dirname(source), name)),
+        beside=lambda source, name: _link(page, files.join(os.path.dirname(source) or ".", name)),
         written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=__version__,
     )
@@ -52,5 +53,7 @@ def _link(page: str, source: str) -> tuple[str, str | None]:
     """What is shown of a source, and the link to it."""
     if not (files.is_local(page) and files.is_local(source)):
         return source, None
-    shown = os.path.relpath(files.local_path(source), Path(files.local_path(page)).resolve().parent)
-    return shown, None if "*" in shown else Path(shown).as_posix()
+    folder = Path(files.local_path(page)).resolve().parent
+    path = Path(files.local_path(source))
+    shown = Path(os.path.relpath(path.parent.resolve() / path.name, folder)).as_posix()
+    return shown, None if "*" in shown else f"./{quote(shown)}"

@@ -5,10 +5,11 @@ without a command is something that happened.
 """
 
 import datetime
+from pathlib import PurePosixPath
 
 from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.evaluation.table import Column
-from spatialavatar.report.content import Section, Table
+from spatialavatar.report.content import Section, Table, counted
 from spatialavatar.report.training import read_log
 
 _FIELDS: dict[str, type | tuple[type, ...]] = {
@@ -19,6 +20,7 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "exit_code": int,
     "log": str,
 }
+LATEST = 1e11  # seconds since 1970
 COLUMNS = (
     Column("clock", "UTC"),
     Column("title", "step"),
@@ -38,6 +40,10 @@ def read_steps(location: str) -> Section:
         wrong = [name for name, kind in _FIELDS.items() if not isinstance(line.get(name), kind)]
         if wrong:
             raise SpatialAvatarError(f"{location}, line {number}: {wrong[0]} is missing or of another type")
+        if not (0 <= line["began"] < LATEST and 0 <= line["seconds"] < LATEST):
+            raise SpatialAvatarError(f"{location}, line {number}: began and seconds are times in seconds")
+        if ":" in line["log"] or not {"", "/", ".."}.isdisjoint(PurePosixPath(line["log"] or "log").parts):
+            raise SpatialAvatarError(f"{location}, line {number}: log is a file beside, or in a folder beside")
     rows = []
     for line in sorted(lines, key=lambda line: line["began"]):
         event = not line["command"]
@@ -47,6 +53,6 @@ def read_steps(location: str) -> Section:
     began = min((line["began"] for line in lines), default=0.0)
     ended = max((line["began"] + line["seconds"] for line in lines), default=0.0)
     commands = sum(bool(line["command"]) for line in lines)
-    section = Section("What was run", location, f"{commands} commands in {(ended - began) / 60:.1f} minutes")
+    section = Section("What was run", location, f"{counted(commands, 'command')} in {(ended - began) / 60:.1f} minutes")
     section.parts.append(Table("Steps", COLUMNS, rows, location, mark="result", code="command", file="log"))
     return section

@@ -13,15 +13,8 @@ from spatialavatar.report.curves import Curve, draw
 from spatialavatar.training.folder import CONFIG, LOG, SHEETS
 
 TERMS = "its terms, before their weights"
-NO_TERMS = {
-    "step",
-    "loss",
-    "mse",
-    "gradient_norm",
-    "learning_rate",
-    "seconds",
-    "performance",
-}  # of a line; the rest are
+# of a line; what is not here is a term
+NO_TERMS = {"step", "loss", "mse", "gradient_norm", "learning_rate", "seconds", "performance"}
 
 
 def training_section(location: str) -> Section:
@@ -39,7 +32,9 @@ def training_section(location: str) -> Section:
         location,
         f"{last['step']} of {config.get('steps', '?')} steps, {shown}",
     )
-    section.parts.append(Facts(_facts(config, lines), files.join(location, LOG)))
+    settings: dict[str, str] = {name: str(config[name]) for name in ("steps", "batch_size", "resolution", "seed") if name in config}
+    section.parts.append(Facts(settings, files.join(location, CONFIG)))
+    section.parts.append(Facts(_facts(lines), files.join(location, LOG)))
     panels: dict[str, dict[str, Curve]] = {"loss": {"loss": series(losses, "loss")}}
     terms = {name: series(losses, name) for name in last if name not in NO_TERMS}
     if terms := {name: curve for name, curve in terms.items() if any(value for _, value in curve)}:
@@ -52,19 +47,20 @@ def training_section(location: str) -> Section:
     sheets = sorted(name for name in files.list_folder(files.join(location, SHEETS)) if name.endswith(".png"))
     if sheets:
         where = files.join(location, SHEETS, sheets[-1])
-        title = "Held-out people at the end: sources | target | render"
+        step = int(sheets[-1].removesuffix(".png").rpartition("-")[2])
+        title = f"Held-out people at step {step:,}: sources | target | render"
         section.parts.append(Figure(title, files.read_bytes(where), "png", where))
     return section
 
 
-def _facts(config: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, str]:
+def _facts(lines: list[dict[str, Any]]) -> dict[str, str]:
     losses = [line for line in lines if "loss" in line]
     rates = [line["performance"]["samples_per_second"] for line in losses if "performance" in line]
     waiting = [line["performance"]["data_seconds"] for line in losses if "performance" in line]
     held_out = [line["held_out_psnr"] for line in lines if "held_out_psnr" in line]
     facts = {
-        "steps": f"{losses[-1]['step']} of {config.get('steps', '?')}, batches of {config.get('batch_size', '?')}",
-        "loss": f"{losses[0]['loss']:.3f} at step {losses[0]['step']}, {losses[-1]['loss']:.3f} at the end",
+        "steps taken": f"{losses[-1]['step']:,}",
+        "loss": f"{losses[0]['loss']:.3f} at step {losses[0]['step']}, {losses[-1]['loss']:.3f} at the last",
         "time in steps": f"{losses[-1]['seconds']:.0f} s",
     }
     if held_out:

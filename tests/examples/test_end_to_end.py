@@ -17,7 +17,7 @@ SCRIPT = ROOT / "examples" / "end_to_end.sh"
 LONGEST = 1500  # seconds
 
 
-def run(*options: str | Path) -> "subprocess.CompletedProcess[str]":
+def run(*options: str | Path, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
         ["bash", str(SCRIPT), *map(str, options)],
@@ -25,15 +25,16 @@ def run(*options: str | Path) -> "subprocess.CompletedProcess[str]":
         capture_output=True,
         text=True,
         timeout=LONGEST,
+        cwd=cwd,
     )
 
 
 def programs() -> set[str]:
-    """Stores and clusters that run here."""
+    """Processes of the clusters of such runs."""
     found = set()
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
-        found |= {f"{process.pid} {word}" for word in words if word.endswith("moto_server") or "/e2e." in word}
+        found |= {f"{process.pid} {word}" for word in words if "/e2e." in word}
     return found
 
 
@@ -41,7 +42,7 @@ def programs() -> set[str]:
 @pytest.mark.timeout(LONGEST)
 def test_smallest(tmp_path: Path) -> None:
     before, out = programs(), tmp_path / "out"
-    done = run(out, "smallest")
+    done = run("out", "smallest", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert programs() <= before, "what it started is ended"
 
@@ -76,7 +77,12 @@ def test_mistakes(tmp_path: Path) -> None:
     for options, text in (
         ((tmp_path / "out", "huge"), "error: huge: expected documented or smallest, or nothing\n"),
         ((tmp_path,), f"error: {tmp_path}: exists; name a new folder\n"),
+        ((".",), "error: .: exists; name a new folder\n"),
+        (
+            (tmp_path / "a b",),
+            f"error: {tmp_path}/a b: name a folder of plain letters; it goes through the command lines of jobs\n",
+        ),
     ):
-        done = run(*options)
+        done = run(*options, cwd=tmp_path)
         assert (done.returncode, done.stderr) == (2, text)
     assert not list(tmp_path.iterdir())

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -83,6 +83,7 @@ def sweep(folder: Path) -> str:
         {"variant": "b", "set.loss.lambda_sp": "0", "note": "failed"},
     ]
     files.write_bytes(f"{folder}/table.csv", csv_table(columns, rows).encode())
+    files.write_json(f"{folder}/ended/b.json", {"config": "hash", "failed": HOSTILE})
     lines = [{"step": 1, "loss": 2.0}, {"step": 2, "held_out_psnr": 19.0}, {"step": 2, "loss": 1.0}]
     files.write_bytes(f"{folder}/trials/a/train.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
     return str(folder)
@@ -113,8 +114,28 @@ def evaluation(folder: Path) -> str:
     return str(folder)
 
 
+def avatars(folder: Path) -> str:
+    means = {"psnr": 30.0, "ssim": 0.95, "lpips": 0.05, "mse": 0.001}
+    results = {
+        f"person {n}": {"key": f"person {n}", "identity": "anna", "report": {**means, "psnr": 30.0 + n, "frames": 3}}
+        for n in (1, 2)
+    }
+    write_evaluation(str(folder), {"data": "shards"}, Settings(generator=None), results, [], {})
+    return str(folder)
+
+
+def one_avatar(folder: Path) -> str:
+    manifest = {"kind": "static", "layout": {"count": 4096}, "head": {"id": "tiny", "licence": "CC0-1.0"}}
+    files.write_json(f"{folder}/avatar.json", manifest)
+    files.write_json(f"{folder}/metrics.json", {"psnr": 31.0, "ssim": 0.9, "frames": 4, "split": "test"})
+    lines = [{"iteration": n, "loss": 1 / n, "max_aspect_ratio": 2.0} for n in (1, 2)]
+    files.write_bytes(f"{folder}/refine.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+    return str(folder)
+
+
 KINDS: dict[str, Callable[[Path], str]] = {
     "data": data_set, "training": training, "sweep": sweep, "fleet": fleet, "evaluation": evaluation,
+    "avatars": avatars, "avatar": one_avatar,
 }  # fmt: skip
 
 
@@ -138,7 +159,9 @@ def test_headlines(sections: dict[str, Section]) -> None:
     assert re.fullmatch(r"4 of 4 steps, held-out PSNR \d+\.\d\d dB", sections["training"].headline)
     assert sections["sweep"].headline == "1 of 2 variants measured, best a: 21.50 dB"
     assert sections["fleet"].headline == "2 of 4 subjects refined, mean PSNR 30.62 dB"
-    assert sections["evaluation"].headline == "1 subjects, PSNR 22.50 dB over 2 pictures"
+    assert sections["evaluation"].headline == "1 subject, PSNR 22.50 dB, the mean of all pictures"
+    assert sections["avatars"].headline == "2 subjects, PSNR 31.50 dB, the mean of the avatars"
+    assert sections["avatar"].headline == "static, 4,096 Gaussians, PSNR 31.00 dB on 4 test frames"
 
 
 def test_every_source_is_there(world: dict[str, str], sections: dict[str, Section]) -> None:
@@ -153,7 +176,7 @@ def test_problems_and_their_handling(sections: dict[str, Section]) -> None:
     assert told == {
         "data": {("lost", HOSTILE)},
         "training": set(),
-        "sweep": {("b", "failed; table.md has the reason")},
+        "sweep": {("b", HOSTILE)},
         "fleet": {
             ("1 worker lost", "the process, or its machine, ended"),
             ("ben", "too flat"),
@@ -161,6 +184,8 @@ def test_problems_and_their_handling(sections: dict[str, Section]) -> None:
             ("dora", "twice in the list"),
         },
         "evaluation": {("clip1", "too short")},
+        "avatars": set(),
+        "avatar": set(),
     }
     given_up = next(p for p in sections["fleet"].problems if p.what == "cid")
     assert given_up.handling.startswith("given up after 2 attempts")
@@ -169,7 +194,7 @@ def test_problems_and_their_handling(sections: dict[str, Section]) -> None:
 def test_tables_hold_what_was_measured(sections: dict[str, Section]) -> None:
     variants = parts(sections["sweep"], Table)[0]
     assert [column.title for column in variants.columns] == [
-        "variant", "lambda_sp", "PSNR", "SSIM", "PSNR (paper)",
+        "variant", "lambda_sp", "PSNR", "SSIM", "PSNR (paper)", "note",
     ]  # fmt: skip
     assert variants.notes == ["not measured: LPIPS, CSIM, AED, APD, AKD (table.md says why)"]
     reenactment = parts(sections["evaluation"], Table)[0]
@@ -183,6 +208,7 @@ def test_pictures_and_curves(sections: dict[str, Section]) -> None:
     kinds = {name: [part.kind for part in parts(section, Figure)] for name, section in sections.items()}
     assert kinds == {
         "data": ["jpeg"], "training": ["svg", "png"], "sweep": ["svg"], "fleet": ["jpeg"], "evaluation": [],
+        "avatars": [], "avatar": ["svg"],
     }  # fmt: skip
     losses = parts(sections["training"], Figure)[0].data.decode()
     assert "held-out PSNR" in losses and "before their weights" in losses
@@ -190,38 +216,54 @@ def test_pictures_and_curves(sections: dict[str, Section]) -> None:
     assert draw(panels) == draw(panels)
 
 
-def test_page_stands_alone(sections: dict[str, Section], tmp_path: Path) -> None:
-    log = tmp_path / "logs" / "a b.log"
-    log.parent.mkdir()
-    log.touch()
-    steps = tmp_path / "steps.jsonl"
-    steps.write_text(
-        "".join(
-            json.dumps(line) + "\n"
-            for line in (
-                {"title": "ingest", "command": "run <this>", "began": 60.0, "seconds": 30.0, "exit_code": 0,
-                 "log": "logs/a b.log"},
-                {"title": "a worker was killed", "command": "", "began": 70.0, "seconds": 0, "exit_code": 0, "log": ""},
-                {"title": "fleet", "command": "run that", "began": 100.0, "seconds": 80.0, "exit_code": 2, "log": ""},
-            )
-        )
-    )  # fmt: skip
-    page = tmp_path / "page.html"
-    write_page(page, [read_steps(str(steps)), *sections.values()], HOSTILE)
-    text = page.read_text()
+LOG = "logs/a b#1 %.log"
+STEPS = (
+    {
+        "title": "ingest",
+        "command": "run <this>",
+        "began": 60.0,
+        "seconds": 30.0,
+        "exit_code": 0,
+        "log": "logs/a b#1 %.log",
+    },
+    {"title": "a worker was killed", "command": "", "began": 70.0, "seconds": 0, "exit_code": 0, "log": ""},
+    {"title": "fleet", "command": "run that", "began": 100.0, "seconds": 80.0, "exit_code": 2, "log": ""},
+)
+
+
+@pytest.mark.parametrize("place", ["absolute", "relative"])
+def test_page_stands_alone(
+    sections: dict[str, Section], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / LOG).touch()
+    (tmp_path / "steps.jsonl").write_text("".join(json.dumps(line) + "\n" for line in STEPS))
+    monkeypatch.chdir(tmp_path)
+    folder = f"{tmp_path}/" if place == "absolute" else ""
+    write_page(f"{folder}page.html", [read_steps(f"{folder}steps.jsonl"), *sections.values()], HOSTILE)
+    text = (tmp_path / "page.html").read_text()
     read = Read(text)
     assert not read.tags & {"script", "link", "iframe", "object", "form"}
     assert read.sources and all(source.startswith("data:image/") for source in read.sources)
     assert "url(" not in text.split("</style>")[0] and "@import" not in text
     for link in read.links:
-        if link.startswith("#"):
-            assert link[1:] in read.ids
+        where = urlsplit(link)
+        assert not where.scheme and not where.netloc and not where.query
+        if where.path:
+            assert (tmp_path / unquote(where.path)).exists() and not where.fragment, link
         else:
-            assert (tmp_path / unquote(link)).exists(), link
+            assert where.fragment in read.ids
+    assert "./logs/a%20b%231%20%25.log" in read.links
     assert HOSTILE in read.words, "shown, not run"
     assert "2 commands in 2.0 minutes" in read.words
     assert {"done", "event", "exit code 2", "00:01:10", "run <this>", "31.25"} <= set(read.words)
-    assert "logs/a b.log" in [unquote(link) for link in read.links]
+
+
+def test_many_problems_are_cut_with_their_number(tmp_path: Path) -> None:
+    problems = [Problem(f"p{number}", "r", "h", "s3://bucket/a") for number in range(53)]
+    write_page(tmp_path / "page.html", [Section("Fleet", "s3://bucket", "well", [], problems)])
+    words = Read((tmp_path / "page.html").read_text()).words
+    assert "p49" in words and "p50" not in words and "3 more" in words and "53" in words
 
 
 def test_sources_in_a_store_are_named_without_links(tmp_path: Path) -> None:
@@ -256,12 +298,22 @@ def test_what_cannot_be_reported(tmp_path: Path, world: dict[str, str]) -> None:
     foreign = tmp_path / "foreign"
     files.write_json(f"{foreign}/evaluation.json", {"format": "other"})
     refused(foreign, "not an evaluation's")
+    files.write_json(f"{foreign}/evaluation.json", {"format": "spatialavatar-evaluation"})
+    refused(foreign, "cannot be reported as an evaluation .KeyError: 'summary'.; restore its files, or leave it out")
 
 
 @pytest.mark.parametrize(
     ("line", "text"),
-    [("[]", "expected an object"), ('{"title": "a"}', "line 1: command is missing"), ("{\n{}", "line 1: not JSON")],
-)
+    [
+        ("[]", "expected an object"),
+        ('{"title": "a"}', "line 1: command is missing"),
+        ("{\n{}", "line 1: not JSON"),
+        *((json.dumps({**STEPS[0], "log": log}), "log is a file beside")
+          for log in ("/etc/passwd", "../x", "javascript:alert(1)", "s3://b/c", "a//../b")),
+        *((json.dumps({**STEPS[0], name: value}), "are times in seconds")
+          for name, value in (("began", float("nan")), ("began", 1e20), ("seconds", -1), ("seconds", float("inf")))),
+    ],
+)  # fmt: skip
 def test_damaged_steps(tmp_path: Path, line: str, text: str) -> None:
     (tmp_path / "steps.jsonl").write_text(line + "\n")
     with pytest.raises(SpatialAvatarError, match=text):
