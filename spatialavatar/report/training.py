@@ -32,7 +32,9 @@ def training_section(location: str) -> Section:
         location,
         f"{last['step']} of {config.get('steps', '?')} steps, {shown}",
     )
-    settings: dict[str, str] = {name: str(config[name]) for name in ("steps", "batch_size", "resolution", "seed") if name in config}
+    settings: dict[str, str] = {
+        name: str(config[name]) for name in ("steps", "batch_size", "resolution", "seed") if name in config
+    }
     section.parts.append(Facts(settings, files.join(location, CONFIG)))
     section.parts.append(Facts(_facts(lines), files.join(location, LOG)))
     panels: dict[str, dict[str, Curve]] = {"loss": {"loss": series(losses, "loss")}}
