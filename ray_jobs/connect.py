@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 
-from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.errors import SpatialAvatarError, in_short
 from spatialavatar.processors import usable_cpus
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
@@ -38,10 +38,10 @@ def connect(address: str | None = None, cpus: int | None = None) -> None:
             logging_level=logging.ERROR,
         )
     except ray.exceptions.AuthenticationError as e:
-        reason = " ".join(str(e).split())[:300]
+        reason = in_short(e, 300)
         raise SpatialAvatarError(f"{wanted}: wants a token (RAY_AUTH_TOKEN; cluster/README.md): {reason}") from None
     except (ConnectionError, RuntimeError, ValueError) as e:
-        reason = " ".join(str(e).split())[:300]
+        reason = in_short(e, 300)
         raise SpatialAvatarError(f"{wanted}: no Ray cluster to join there ({reason})") from None
     if on_term is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_term)  # Ray has set a handler of its own

@@ -94,7 +94,7 @@ def summary(
 def _training_of(checkpoint: str) -> "TrainConfig | None":
     """The configuration that a checkpoint was trained with; None beside a file that was taken out of its run."""
     from spatialavatar import files
-    from spatialavatar.errors import SpatialAvatarError
+    from spatialavatar.errors import SpatialAvatarError, in_short
     from spatialavatar.generator.checkpoint import COMPLETE, find_generator
     from spatialavatar.training.config import TrainConfig
 
@@ -104,7 +104,7 @@ def _training_of(checkpoint: str) -> "TrainConfig | None":
     try:
         return TrainConfig.model_validate(files.read_json(record)["config"])
     except (ValueError, KeyError, TypeError) as e:
-        reason = " ".join(str(e).split())[:200]
+        reason = in_short(e)
         raise SpatialAvatarError(
             f"{record}: holds no configuration that this program reads ({reason}); use the program that wrote it"
         ) from None

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.errors import SpatialAvatarError, in_short
 
 GROUP = "spatialavatar.estimators"
 METRICS_OF = {"identity": ("csim",), "tracking": ("aed", "apd"), "keypoints": ("akd",)}  # by entry point
@@ -78,8 +78,8 @@ class Estimators:
             return getattr(self, name)(pictures)
         except Exception as e:  # another's code
             raise SpatialAvatarError(
-                f"{self.names.get(name, GROUP)}: its {name} estimator failed ({type(e).__name__}: {_line(e)}); repair "
-                "the package, or uninstall it to leave its metrics out"
+                f"{self.names.get(name, GROUP)}: its {name} estimator failed ({type(e).__name__}: {in_short(e)}); "
+                "repair the package, or uninstall it to leave its metrics out"
             ) from e
 
 
@@ -135,7 +135,7 @@ def find_estimators(device: torch.device | str = "cpu") -> Estimators:
             made[name] = point.load()(torch.device(device))
         except Exception as e:  # another's code
             raise SpatialAvatarError(
-                f"{_package(point)}: its {name} estimator ({point.value}) cannot be loaded ({_line(e)}); repair the "
+                f"{_package(point)}: its {name} estimator ({point.value}) cannot be loaded ({in_short(e)}); repair the "
                 "package, or uninstall it to leave its metrics out"
             ) from None
     return Estimators(**made, names={name: _package(point) for name, point in points.items()})
@@ -162,10 +162,6 @@ def reasons(names: Mapping[str, str], lpips: bool) -> dict[str, str]:
             why = f"no {name} estimator installed; a package that offers the entry point {GROUP}: {name} gives it"
             found |= dict.fromkeys(metrics, why)
     return found
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _package(point: EntryPoint) -> str:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from spatialavatar import files
 from spatialavatar.clip.header import IDENTITY_RULE, is_identity
-from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.errors import SpatialAvatarError, in_short
 from spatialavatar.fleet.config import holds_credentials
 
 MANIFESTS = (".parquet", ".csv", ".jsonl")
@@ -109,7 +109,7 @@ def _rows(where: str) -> Iterator[dict[str, Any]]:
     except SpatialAvatarError:
         raise
     except Exception as e:  # Arrow's errors are of many kinds
-        reason = ascii(" ".join(str(e).split()))[1:-1][:200]
+        reason = in_short(e, plain=True)
         raise SpatialAvatarError(f"{where}: not a readable manifest ({reason}); restore the file") from None
 
 

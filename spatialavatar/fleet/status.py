@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from spatialavatar import files
-from spatialavatar.errors import SpatialAvatarError
+from spatialavatar.errors import SpatialAvatarError, in_short
 from spatialavatar.fleet.records import FAILURES, RECORDS, listed
 
 FILE = "status.json"
@@ -67,7 +67,7 @@ def read_status(out: files.Location) -> Status:
         status = TypeAdapter(Status).validate_python(value)
         silence(status)
     except ValueError as e:  # pydantic's errors are such
-        reason = " ".join(str(e).split())[:200]
+        reason = in_short(e)
         raise SpatialAvatarError(f"{where}: not a status that this program reads ({reason})") from None
     return status
 
