@@ -15,9 +15,9 @@ case "$size" in
     documented)
         world=()
         mono_test=4
-        phase1=(steps=110 schedule.warmup_steps=10 sheet_every=55 checkpoint_every=55 log_every=5)
-        phase2=(steps=50 schedule.warmup_steps=5 sheet_every=25 checkpoint_every=25 log_every=5)
-        sweep=(set.steps=12)
+        phase1=(steps=60 schedule.warmup_steps=5 sheet_every=30 checkpoint_every=30 log_every=5)
+        phase2=(steps=30 schedule.warmup_steps=3 sheet_every=15 checkpoint_every=15 log_every=5)
+        sweep=(set.steps=10)
         fleet=()
         ;;
     smallest)
