@@ -15,8 +15,8 @@ case "$size" in
     documented)
         world=()
         mono_test=4
-        phase1=(steps=60 schedule.warmup_steps=5 sheet_every=30 checkpoint_every=30 log_every=5)
-        phase2=(steps=30 schedule.warmup_steps=3 sheet_every=15 checkpoint_every=15 log_every=5)
+        phase1=(steps=60 batch_size=4 schedule.warmup_steps=5 sheet_every=30 checkpoint_every=30 log_every=5)
+        phase2=(steps=30 batch_size=4 schedule.warmup_steps=3 sheet_every=15 checkpoint_every=15 log_every=5)
         sweep=(set.steps=10)
         fleet=()
         ;;
@@ -149,7 +149,7 @@ job "Ingest: several cameras, from VHAP" ingest-multiview ray_jobs.ingest \
     --head $bucket/builtin.head.safetensors --image-format jpg --clips-per-shard 2 --test-last 1
 
 mapfile -t shards < <(sets data.synthetic=null held_out.synthetic=null data.shards.part=train \
-    data.shards.held_out_share=0.25 held_out.shards.part=held_out held_out_samples=4)
+    data.shards.held_out_share=0.15 held_out.shards.part=held_out held_out_samples=4)
 mapfile -t of_phase1 < <(sets "${phase1[@]}")
 mapfile -t of_phase2 < <(sets "${phase2[@]}")
 job "Phase 1: monocular" phase1 ray_jobs.train --config configs/dev/phase1.yaml "${shards[@]}" \
@@ -159,7 +159,7 @@ job "Phase 2: multi-view" phase2 ray_jobs.train --config configs/dev/phase2.yaml
     --set phase1_checkpoint=$bucket/runs/phase1 --out $bucket/runs/phase2
 
 mapfile -t of_sweep < <(sets set.data.synthetic=null set.held_out.synthetic=null set.data.shards.part=train \
-    set.data.shards.held_out_share=0.25 set.held_out.shards.part=held_out set.held_out_samples=4 "${sweep[@]}")
+    set.data.shards.held_out_share=0.15 set.held_out.shards.part=held_out set.held_out_samples=4 "${sweep[@]}")
 job "Sweep: anchor, Jacobian, decay of the learning rate" sweep ray_jobs.tune --config examples/end_to_end/sweep.yaml \
     "${of_sweep[@]}" --set set.data.shards.url=$bucket/shards/multiview \
     --set set.phase1_checkpoint=$bucket/runs/phase1 --out $bucket/sweep
@@ -177,7 +177,7 @@ cat "$out/logs/kill.log"
 note "$(cat "$out/logs/kill.log")" "" "logs/kill.log" "$(date +%s.%N -r "$out/logs/kill.log")" 0
 
 job "Evaluate the generator on held-out people" evaluate-generator ray_jobs.evaluate --checkpoint $bucket/runs/phase2 \
-    --data $bucket/shards/monocular --part held_out --held-out-share 0.25 --targets 4 --out $bucket/evaluation/generator
+    --data $bucket/shards/monocular --part held_out --held-out-share 0.15 --targets 4 --out $bucket/evaluation/generator
 job "Evaluate the refined avatars" evaluate-avatars ray_jobs.evaluate --avatars $bucket/fleet/avatars \
     --data $bucket/shards --out $bucket/evaluation/avatars
 

@@ -31,8 +31,8 @@ TRACKERS_SIZE = 512  # pixels, of GAGAvatar_track
 
 def main(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
-    people: Annotated[int, typer.Option(min=2, help="Before one camera.")] = 10,
-    frames: Annotated[int, typer.Option(min=8, help="Of each of them.")] = 20,
+    people: Annotated[int, typer.Option(min=2, help="Before one camera.")] = 8,
+    frames: Annotated[int, typer.Option(min=8, help="Of each of them.")] = 16,
     takes: Annotated[int, typer.Option(min=2, help="People before several cameras.")] = 6,
     instants: Annotated[int, typer.Option(min=5, help="Of each take.")] = 6,
     cameras: Annotated[int, typer.Option(min=2, help="Of each take.")] = 6,

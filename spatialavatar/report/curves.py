@@ -25,7 +25,7 @@ def draw(panels: Mapping[str, Mapping[str, Curve]], xlabel: str = "step", logari
         names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
         for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
             for name, curve in curves.items():
-                color = f"C{names.index(name) % 10}"
+                color = f"C{names.index(name) % 10 if len(curves) > 1 else 0}"
                 marker = "o" if len(curve) < 40 else None
                 shown = [(step, value if value > 0 or title not in logarithmic else math.nan) for step, value in curve]
                 axes.plot(*zip(*shown), "-", marker=marker, markersize=3, color=color, label=name)
