@@ -27,7 +27,6 @@ def record_of(tmp_path: Path, script: str, *options: str) -> dict[str, object]:
     [
         ("rasterizer", "--scenes 256/14.5K --repeats 1 --reference-repeats 0"),
         ("refinement", "--iterations 1 --reference-iterations 0 --batch 2"),
-        ("generator", "--small --repeats 1 --steps 1"),
     ],
 )
 def test_speed(tmp_path: Path, script: str, options: str) -> None:

@@ -228,11 +228,11 @@ def test_real_pieces_and_synthetic_people(
 
 @pytest.mark.slow
 def test_chaos(ray_cluster: str, faulty_store: "FaultyStore", s3_bucket: str, head: str, tmp_path: Path) -> None:
-    """200 subjects on S3 while workers are killed, machines go and come, the store fails, and the driver is killed and
+    """130 subjects on S3 while workers are killed, machines go and come, the store fails, and the driver is killed and
     started again twice. Five subjects are poison."""
     names = tiny_subjects(f"{s3_bucket}/clips", DISTINCT)
     reasons = poison(f"{s3_bucket}/clips")
-    clips = {f"s{n:03d}": f"clips/{names[n % DISTINCT]}" for n in range(200 - len(reasons))}
+    clips = {f"s{n:03d}": f"clips/{names[n % DISTINCT]}" for n in range(130 - len(reasons))}
     order = [*clips.items(), *((id, f"clips/{id}") for id in reasons)]
     chance = random.Random(0)
     chance.shuffle(order)
@@ -261,20 +261,20 @@ def test_chaos(ray_cluster: str, faulty_store: "FaultyStore", s3_bucket: str, he
             wait_for(lambda: len(listed(out, RECORDS)) >= done, process)
 
         with driver(config, tmp_path, address) as process:
-            disturbed_until(45, 3, process)
+            disturbed_until(30, 3, process)
             process.kill()
             ended(process)
         with driver(config, tmp_path, address) as process:
-            disturbed_until(75, 1, process)
+            disturbed_until(50, 1, process)
             tell("remove")
             tell("add")
-            disturbed_until(120, 2, process)
+            disturbed_until(80, 2, process)
             process.kill()
             ended(process)
         with driver(config, tmp_path, address) as process:
-            wait_for(lambda: len(listed(out, RECORDS)) >= 140, process)
+            wait_for(lambda: len(listed(out, RECORDS)) >= 92, process)
             tell("add")
-            disturbed_until(170, 2, process)
+            disturbed_until(112, 2, process)
             code, printed = ended(process)
         assert code == 0, printed
     assert faulty_store.pending() == 0, "some faults never struck"
