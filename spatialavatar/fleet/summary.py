@@ -46,7 +46,7 @@ SCHEMA = pa.schema(
         ("clip", pa.string()),
     ]
 )
-_COLUMNS = (
+COLUMNS = (
     Column("id", "subject"),
     Column("outcome", "outcome"),
     Column("psnr", "PSNR", 2),
@@ -169,7 +169,7 @@ def _page(rows: Sequence[Row], above: Mapping[str, Any]) -> str:
     shown = {name: value for name, value in means(rows).items() if value is not None}
     if shown:
         mean = {"id": "mean of the finished", **shown}
-        lines += [table(_COLUMNS[:1] + _COLUMNS[2:9], [mean])]
+        lines += [table(COLUMNS[:1] + COLUMNS[2:9], [mean])]
     in_lines = [{**row, "reason": " ".join((row.get("reason") or "").split())} for row in rows[:LISTED]]
     more = len(rows) - LISTED
-    return "\n".join([*lines, table(_COLUMNS, in_lines)]) + (f"\n{more} more are in {TABLE}.\n" if more > 0 else "")
+    return "\n".join([*lines, table(COLUMNS, in_lines)]) + (f"\n{more} more are in {TABLE}.\n" if more > 0 else "")

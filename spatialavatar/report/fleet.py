@@ -11,23 +11,16 @@ from spatialavatar.errors import SpatialAvatarError
 from spatialavatar.evaluation.table import Column
 from spatialavatar.fleet.status import FILE as STATUS
 from spatialavatar.fleet.status import read_status, state_of
+from spatialavatar.fleet.summary import COLUMNS as SUMMARY
 from spatialavatar.fleet.summary import SCHEMA, SHEET, TABLE, Row, means
 from spatialavatar.report.content import Facts, Figure, Problem, Section, Table, counted
 
 LISTED = 200  # rows of the page's table; those that need a look come first
-COLUMNS = (
-    Column("id", "subject"),
-    Column("outcome", "outcome"),
-    Column("psnr", "PSNR", 2),
-    Column("worst_psnr", "worst frame", 2),
-    Column("ssim", "SSIM", 3),
-    Column("lpips", "LPIPS", 3),
+COLUMNS = (  # the summary's, without what problems tell, and with what the paper's Table 4 has
+    *(column for column in SUMMARY if column.key not in ("worker", "reason")),
     Column("mse", "MSE", 5),
-    Column("max_aspect_ratio", "aspect ratio", 2),
-    Column("tracking_residual", "tracking", 4),
-    Column("seconds", "seconds", 1),
-    Column("attempts", "attempts"),
 )
+NUMBERS = tuple(column for column in COLUMNS if column.decimals is not None)
 HANDLED = {
     "failed": "given up after {attempts} attempts; --retry-failed tries it again, the others went on",
     "refused": "its row of the list was passed over",
@@ -61,7 +54,9 @@ def fleet_section(location: str) -> Section:
         facts["table below"] = "of another moment than these numbers; 'spatialavatar fleet report' writes it anew"
     section.parts.append(Facts(facts, source))
     if finished:
-        section.parts.append(Table("Means of the refined", COLUMNS[2:10], [mean], where))
+        section.parts.append(
+            Table("Means of the refined", [c for c in NUMBERS if mean.get(c.key) is not None], [mean], where)
+        )
     more = [f"{len(rows) - LISTED} more are in {TABLE}"] if len(rows) > LISTED else []
     section.parts.append(Table("Subjects", COLUMNS, rows[:LISTED], where, more, mark="outcome"))
     sheet = files.join(location, SHEET)
