@@ -139,14 +139,12 @@ run "Start a store and a cluster" start python examples/end_to_end/bucket.py ava
 bucket=s3://avatars
 run "Film and track people" world python examples/end_to_end/world.py "$out/tracked" "${world[@]}"
 
-run "The head model" head spatialavatar head generate --out $bucket/builtin.head.safetensors
-
 job "Ingest: one camera, from GAGAvatar_track" ingest-monocular ray_jobs.ingest \
     --source "$out/tracked/monocular" --output $bucket/shards/monocular --format gagavatar-track \
-    --head $bucket/builtin.head.safetensors --image-format jpg --max-size 128 --clips-per-shard 4 --test-last "$mono_test"
+    --head "$out/tracked/builtin.head.safetensors" --image-format jpg --max-size 128 --clips-per-shard 4 --test-last "$mono_test"
 job "Ingest: several cameras, from VHAP" ingest-multiview ray_jobs.ingest \
     --source "$out/tracked/multiview" --output $bucket/shards/multiview --format vhap \
-    --head $bucket/builtin.head.safetensors --image-format jpg --clips-per-shard 2 --test-last 1
+    --head "$out/tracked/builtin.head.safetensors" --image-format jpg --clips-per-shard 2 --test-last 1
 
 mapfile -t shards < <(sets data.synthetic=null held_out.synthetic=null data.shards.part=train \
     data.shards.held_out_share=0.15 held_out.shards.part=held_out held_out_samples=4)

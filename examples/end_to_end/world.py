@@ -6,6 +6,7 @@ OUT/monocular/NAME    a person before one camera, as GAGAvatar_track leaves it: 
                       as cameras, no matte (pictures on black)
 OUT/monocular/broken  the same, of which an upload broke off: the ingest has to set it aside
 OUT/multiview/NAME    a take of several cameras, as VHAP exports it for GaussianAvatars
+OUT/builtin.head.safetensors  the head model of all of them
 
 The numbers of a real tracker are estimates; these are exact, so what is lost on the way shows in the results.
 """
@@ -24,7 +25,8 @@ from spatialavatar.clip.synthetic import SyntheticCapture, synthesize_capture
 from spatialavatar.clip.synthetic.studio import DISTANCE, camera_arc
 from spatialavatar.clip.synthetic.studio import FOCAL as STUDIO_FOCAL
 from spatialavatar.clip.writer import write_synthetic
-from spatialavatar.head import HeadModel, builtin_head
+from spatialavatar.head import HeadModel, write_head
+from spatialavatar.head.builtin import generate_head
 
 TRACKERS_SIZE = 512  # pixels, of GAGAvatar_track
 
@@ -39,7 +41,7 @@ def main(
     size: Annotated[int, typer.Option(min=32, help="Pixels of a take's pictures.")] = 128,
 ) -> None:
     """Make the folders of two trackers, monocular and multi-view."""
-    head = builtin_head()
+    head = write_head(out / "builtin.head.safetensors", *generate_head())
     for number in range(people):
         capture = synthesize_capture(
             head, identity=number, motion=number, frames=frames, size=TRACKERS_SIZE, lighting=number, swing=25.0
