@@ -27,7 +27,7 @@ case "$size" in
         phase2=(steps=3 schedule.warmup_steps=1 sheet_every=3 checkpoint_every=3 log_every=1 batch_size=2 resolution=64)
         sweep=(set.steps=2 set.schedule.warmup_steps=1 set.batch_size=2 set.sheet_every=2 set.checkpoint_every=2
                set.resolution=64 set.log_every=1 evaluate.targets=1 evaluate.limit=1
-               'variants=[{name: all-three, set: {}}, {name: no-anchor, set: {loss.lambda_sp: 0}}]')
+               'variants=[{name: no-anchor, set: {loss.lambda_sp: 0}}]')
         fleet=(refine.iterations=60 refine.resolution=64 evaluation.frames=2)
         ;;
     *) echo "error: $size: expected documented or smallest, or nothing" >&2; exit 2 ;;

@@ -186,10 +186,3 @@ def test_fleet(
     ran = walk("docs/fleet.md", monkeypatch, capfd, ["ray_jobs.refine"])
     assert {"ray_jobs.refine", "spatialavatar fleet list", "spatialavatar fleet report"} <= set(ran)
     assert (reader / "fleet/sheet.jpg").stat().st_size
-
-
-@pytest.mark.slow
-def test_training_on_ray(
-    reader: Path, ray_cluster: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert walk("docs/cluster.md", monkeypatch, capfd, ["ray_jobs.train"]) == ["ray_jobs.train"] * 2

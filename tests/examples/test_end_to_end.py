@@ -59,7 +59,7 @@ def test_smallest(tmp_path: Path) -> None:
     assert read_section(str(results / "shards" / "multiview")).headline.startswith("3 people, 3 clips, 45 frames")
     assert "4 of 4 steps" in read_section(str(results / "runs" / "phase1")).headline
     assert "3 of 3 steps" in read_section(str(results / "runs" / "phase2")).headline
-    assert "2 of 2 variants measured" in read_section(str(results / "sweep")).headline
+    assert "1 of 1 variant measured" in read_section(str(results / "sweep")).headline
 
     fleet = read_section(str(results / "fleet"))
     status = read_status(str(results / "fleet"))
