@@ -2,15 +2,14 @@
 
 from spatialavatar import files
 from spatialavatar.avatar.folder import LOG, MANIFEST, METRICS
+from spatialavatar.evaluation.table import METRICS as MEASURED
 from spatialavatar.evaluation.table import Column
 from spatialavatar.report.content import Facts, Figure, Section, Table
 from spatialavatar.report.curves import draw
-from spatialavatar.report.training import read_log
+from spatialavatar.report.training import read_log, series
 
 COLUMNS = (
-    Column("psnr", "PSNR", 2),
-    Column("ssim", "SSIM", 3),
-    Column("lpips", "LPIPS", 3),
+    *MEASURED[:3],  # PSNR, SSIM, LPIPS
     Column("mse", "MSE", 5),
     Column("max_aspect_ratio", "aspect ratio", 2),
     Column("frames", "frames"),
@@ -37,12 +36,6 @@ def avatar_section(location: str) -> Section:
         section.parts.append(Table("Measured", COLUMNS, [metrics], where))
     if LOG in names:
         where = files.join(location, LOG)
-        lines = read_log(where)
-        panels = {name: {"": curve} for name in ("loss", "psnr") if (curve := _curve(lines, name))}
-        if panels:
-            section.parts.append(Figure("Refinement", draw(panels, "iteration"), "svg", where))
+        if curve := series(read_log(where), "loss", "iteration"):
+            section.parts.append(Figure("Refinement", draw({"loss": {"": curve}}, "iteration"), "svg", where))
     return section
-
-
-def _curve(lines: list[dict[str, object]], name: str) -> list[tuple[float, float]]:
-    return [(line["iteration"], line[name]) for line in lines if name in line and "iteration" in line]  # type: ignore[misc]

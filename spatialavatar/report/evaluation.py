@@ -35,14 +35,12 @@ def evaluation_section(location: str) -> Section:
     }
     notes = [f"{', '.join(titles)}: {why}" for why, titles in reasons.items()]
     if generator:
+        first = Column("name", "source portraits")
         rows = [{"name": f"K = {k}", **values} for k, values in summary["by_k"].items()]
         rows.append({"name": "all", **overall})
-        first = Column("name", "source portraits")
-        section.parts.append(Table("Self-reenactment", (first, *metrics, _CASES), rows, where, notes))
     else:
-        first = Column("name", "")
-        rows = [{"name": "mean of the avatars", **overall}]
-        section.parts.append(Table("Self-reenactment", (first, *metrics, _CASES), rows, where, notes))
+        first, rows = Column("name", ""), [{"name": "mean of the avatars", **overall}]
+    section.parts.append(Table("Self-reenactment", (first, *metrics, _CASES), rows, where, notes))
     more = [f"{len(subjects) - LISTED} more are in {REPORT}"] if len(subjects) > LISTED else []
     ordered = sorted(subjects, key=lambda row: row.get("psnr") or 0.0)
     named = (Column("key", "clip"), Column("identity", "person"))

@@ -72,8 +72,8 @@ def _facts(lines: list[dict[str, Any]]) -> dict[str, str]:
     return facts
 
 
-def series(lines: list[dict[str, Any]], name: str) -> Curve:
-    return [(line["step"], line[name]) for line in lines if name in line]
+def series(lines: list[dict[str, Any]], name: str, over: str = "step") -> Curve:
+    return [(line[over], line[name]) for line in lines if name in line]
 
 
 def read_log(where: str) -> list[dict[str, Any]]:
